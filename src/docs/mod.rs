@@ -1,0 +1,10 @@
+//! The long pages: [`architecture`], [`format`](mod@format), [`durability`].
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("format.md")]
+pub mod format {}
+
+#[doc = include_str!("durability.md")]
+pub mod durability {}

@@ -1,0 +1,914 @@
+//! A queue's journal: a row of segments, appended to at one end, freed wherever everything is done.
+//!
+//! The contract upward: [`Journal::append`] stores items and gives their [`Place`]s, in the order of ids, under the tail lock;
+//! [`Journal::read`] gives a payload back or says that it is damaged; a segment all of whose items are done is freed by
+//! [`Journal::free_spent`]; [`Journal::sync`] makes everything so far durable. What a queue's files mean after a crash is
+//! [`recovery`]'s.
+//!
+//! Names on disk: `<number>.new` from the segment's first frame on; `<number>.seg` once a sync has covered it and its name,
+//! and everything before it. So a `.seg` is proof, and a damaged header of one is damage, never an interrupted creation.
+
+pub(crate) mod commit;
+pub(crate) mod lane;
+pub(crate) mod pool;
+pub(crate) mod recovery;
+pub(crate) mod segment;
+pub(crate) mod verdict;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::disk::{Disk, File, Map};
+use crate::format::frame::{self, Frame, Kind, Salt};
+use crate::format::header::{Extent, Previous, SegmentHeader};
+use crate::format::meta::{self, QueueMeta};
+use crate::ids::{NEVER_MS, Place};
+use crate::planted::{self, Bug};
+use commit::Commit;
+use pool::{NoSpare, Pool, Spare};
+use segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment};
+
+/// The reach of a segment is raised in steps of this many bytes.
+const REACH_STEP: u64 = 1 << 20;
+
+/// What a journal is told at birth.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) disk: Disk,
+    pub(crate) pool: Arc<Pool>,
+    /// `None`: memory only.
+    pub(crate) dir: Option<PathBuf>,
+    pub(crate) set_id: u128,
+    pub(crate) boot_id: u128,
+    pub(crate) queue: String,
+    pub(crate) read_only: bool,
+}
+
+/// Why an append did not happen. Nothing was stored.
+#[derive(Debug)]
+pub(crate) enum AppendError {
+    NoSpace(io::Error),
+    DiskCap,
+    TooLarge { max: u64 },
+    Exhausted,
+    Io { segment: u64, error: io::Error },
+}
+
+/// One item to be appended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewItem<'a> {
+    pub(crate) payload: &'a [u8],
+    pub(crate) expiry_ms: u64,
+    pub(crate) user_flags: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Journal {
+    pub(crate) context: Context,
+    /// Lock 2. Everything that a put changes. No I/O under it but stores into the map and, at a roll, a rename.
+    pub(crate) tail: Mutex<Tail>,
+    pub(crate) commit: Commit,
+    /// Lock 5. All segments by number.
+    table: Mutex<BTreeMap<u64, Entry>>,
+    /// Lock 6. The queue's header file.
+    meta: Mutex<MetaFile>,
+    /// The last id appended; written under the tail lock.
+    appended: AtomicU64,
+    /// Frame bytes appended and made durable, for the gauge.
+    appended_bytes: AtomicU64,
+    durable_bytes: AtomicU64,
+}
+
+/// The end of a journal where items are appended.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    segment: Option<Arc<Segment>>,
+    /// Where the next frame goes, and the ordinal of its item.
+    end: u32,
+    ordinal: u32,
+    /// Frames must end here; falls as lanes grow.
+    limit: u32,
+    /// What the segment's reach says.
+    reach: u32,
+    payload_bytes: u64,
+    last_ms: u64,
+    pub(crate) next_id: u64,
+    next_number: u64,
+    /// Length of the next segment.
+    next_len: u32,
+    len_max: u32,
+    /// The segment before the next one.
+    previous: Option<Previous>,
+    /// Sealed segments that no sync has covered, lowest first.
+    unsynced: Vec<u64>,
+    spare: Option<Spare>,
+    spare_asked: bool,
+    /// The newest frame says that everything before it is durable.
+    proven: bool,
+    /// No put may follow.
+    pub(crate) closed: bool,
+}
+
+/// A segment as the journal knows it, open or not.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) header: SegmentHeader,
+    pub(crate) open: Option<Arc<Segment>>,
+    /// Has its final name.
+    pub(crate) named: bool,
+    /// Extent, done items and newest put time, valid while it is not open.
+    pub(crate) extent: Extent,
+    pub(crate) done: u32,
+    pub(crate) last_ms: u64,
+    pub(crate) sealed: bool,
+    /// Known durable up to here when found; what is above may never have reached the device.
+    pub(crate) unproven_from: Option<u32>,
+    /// Cleared: its items count no more.
+    pub(crate) cleared: bool,
+    pub(crate) marks_unsynced: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct MetaFile {
+    pub(crate) meta: QueueMeta,
+    pub(crate) file: Option<File>,
+    pub(crate) sequence: u64,
+    pub(crate) next_slot: usize,
+}
+
+impl MetaFile {
+    /// Applies `change` and makes it durable; on an error nothing is changed. Needs no space on the medium.
+    pub(crate) fn update(&mut self, change: impl FnOnce(&mut QueueMeta)) -> io::Result<()> {
+        let mut meta = self.meta.clone();
+        change(&mut meta);
+        if meta == self.meta {
+            return Ok(());
+        }
+        if let Some(file) = &self.file {
+            let slot = meta::encode_queue(&meta, self.sequence + 1);
+            file.write_at((self.next_slot * meta::SLOT) as u64, &slot)?;
+            if !planted::is(Bug::FreeBeforeMeta) {
+                file.sync_data()?;
+            }
+        }
+        self.sequence += 1;
+        self.next_slot = 1 - self.next_slot;
+        self.meta = meta;
+        Ok(())
+    }
+}
+
+/// What recovery hands over.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) entries: BTreeMap<u64, Entry>,
+    pub(crate) previous: Option<Previous>,
+    pub(crate) next_id: u64,
+    pub(crate) next_number: u64,
+    pub(crate) next_len: u32,
+    pub(crate) unsynced: Vec<u64>,
+    pub(crate) meta: MetaFile,
+}
+
+pub(crate) fn file_name(number: u64, named: bool) -> String {
+    format!("{number:016x}.{}", if named { "seg" } else { "new" })
+}
+
+impl Journal {
+    pub(crate) fn new(context: Context, recovered: Recovered, segment_bytes: u32) -> Journal {
+        let last_id = recovered.next_id - 1;
+        let resumed = Self::resumed_by_mistake(&recovered);
+        // Appended, and not durable as long as recovered segments are unproven: the first sync takes them along.
+        let durable = if recovered.unsynced.is_empty() { last_id } else { 0 };
+        let journal = Journal {
+            context,
+            tail: Mutex::new(Tail {
+                segment: None,
+                end: 0,
+                ordinal: 0,
+                limit: 0,
+                reach: 0,
+                payload_bytes: 0,
+                last_ms: 0,
+                next_id: recovered.next_id,
+                next_number: recovered.next_number,
+                next_len: recovered.next_len.clamp(LEN_MIN, segment_bytes.max(LEN_MIN)),
+                len_max: segment_bytes,
+                previous: recovered.previous,
+                unsynced: recovered.unsynced,
+                spare: None,
+                spare_asked: false,
+                proven: true,
+                closed: false,
+            }),
+            commit: Commit::new(durable),
+            table: Mutex::new(recovered.entries),
+            meta: Mutex::new(recovered.meta),
+            appended: AtomicU64::new(last_id),
+            appended_bytes: AtomicU64::new(0),
+            durable_bytes: AtomicU64::new(0),
+        };
+        if let Some((number, extent)) = resumed {
+            journal.append_to_recovered(number, extent);
+        }
+        journal
+    }
+
+    /// Planted: see [`Bug::AppendToRecoveredSegment`].
+    fn resumed_by_mistake(recovered: &Recovered) -> Option<(u64, Extent)> {
+        if !planted::is(Bug::AppendToRecoveredSegment) {
+            return None;
+        }
+        recovered.entries.values().next_back().map(|entry| (entry.header.number, entry.extent))
+    }
+
+    fn append_to_recovered(&self, number: u64, extent: Extent) {
+        if let Some(entry) = self.table.lock().get_mut(&number) {
+            entry.sealed = false;
+        }
+        if let Ok(Some(segment)) = self.segment(number) {
+            let mut tail = self.tail.lock();
+            tail.limit = lane::frame_limit(segment.len, extent.count + 1);
+            (tail.end, tail.ordinal, tail.payload_bytes) = (extent.end, extent.count, extent.payload_bytes);
+            tail.segment = Some(segment);
+        }
+    }
+
+    /// The last id given out.
+    pub(crate) fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_segment_bytes(&self, tail: &mut Tail, segment_bytes: u32) {
+        tail.len_max = segment_bytes;
+        tail.next_len = tail.next_len.min(segment_bytes);
+    }
+
+    /// Appends one item. On success it is in the page cache and the tail has moved past it.
+    #[inline]
+    pub(crate) fn append(&self, tail: &mut Tail, item: NewItem<'_>, put_ms: u64) -> Result<Place, AppendError> {
+        let mut write = self.make_room(tail, 1, frame_bytes(&item), put_ms)?;
+        let place = self.write_item(&mut write, item, Kind::Item, put_ms)?;
+        self.advance(tail, write);
+        Ok(place)
+    }
+
+    /// Appends all items or, after a crash at any point, none.
+    pub(crate) fn append_batch(
+        &self,
+        tail: &mut Tail,
+        items: &[NewItem<'_>],
+        put_ms: u64,
+    ) -> Result<Vec<Place>, AppendError> {
+        let bytes = items.iter().map(frame_bytes).sum();
+        let mut write = self.make_room(tail, items.len() as u64, bytes, put_ms)?;
+        let mut places = Vec::with_capacity(items.len());
+        for (i, item) in items.iter().enumerate() {
+            let kind = match (items.len(), i + 1 == items.len()) {
+                (1, _) => Kind::Item,
+                (_, true) => Kind::BatchEnd,
+                (_, false) => Kind::BatchPart,
+            };
+            places.push(self.write_item(&mut write, *item, kind, put_ms)?);
+        }
+        self.advance(tail, write);
+        Ok(places)
+    }
+
+    /// A writer over the tail segment, which has room for `items` items of `bytes` frame bytes; rolls if it must.
+    #[inline]
+    fn make_room(&self, tail: &mut Tail, items: u64, bytes: u64, put_ms: u64) -> Result<Write, AppendError> {
+        if tail.next_id.checked_add(items).is_none_or(|next| next >= NEVER_MS) {
+            return Err(AppendError::Exhausted);
+        }
+        let fits = |tail: &Tail| {
+            let Some(segment) = &tail.segment else { return false };
+            let last = u64::from(tail.ordinal) + items;
+            let limit = if last <= u64::from(tail.ordinal.next_multiple_of(lane::BLOCK_LANES)) {
+                tail.limit
+            } else {
+                u32::try_from(last).map_or(0, |last| lane::frame_limit(segment.len, last))
+            };
+            u64::from(tail.end) + bytes <= u64::from(limit)
+                && put_ms.saturating_sub(segment.base_ms) <= u64::from(u32::MAX)
+        };
+        if !fits(tail) {
+            self.roll(tail, items, bytes, put_ms)?;
+        }
+        let segment = Arc::clone(tail.segment.as_ref().ok_or(AppendError::Exhausted)?);
+        let reach = u64::from(tail.end) + bytes;
+        let checked = segment.check_whole(put_ms).and_then(|()| {
+            if reach > u64::from(tail.reach) {
+                let reach = u32::try_from(reach + REACH_STEP).unwrap_or(u32::MAX).min(segment.len);
+                segment.write_reach(reach)?;
+                tail.reach = reach;
+            }
+            Ok(())
+        });
+        checked.map_err(|error| AppendError::Io { segment: segment.number, error })?;
+        Ok(Write {
+            segment,
+            end: tail.end,
+            ordinal: tail.ordinal,
+            next_id: tail.next_id,
+            payload_bytes: tail.payload_bytes,
+            last_ms: tail.last_ms,
+        })
+    }
+
+    #[inline]
+    fn write_item(
+        &self,
+        write: &mut Write,
+        item: NewItem<'_>,
+        kind: Kind,
+        put_ms: u64,
+    ) -> Result<Place, AppendError> {
+        let segment = &write.segment;
+        let time_delta = u32::try_from(put_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX);
+        let frame = Frame {
+            kind,
+            payload_len: item.payload.len() as u32,
+            payload_crc: frame::payload_crc(segment.salt, item.payload),
+            ordinal: write.ordinal,
+            time_delta,
+            synced_to: segment.synced_to.load(Ordering::Acquire).min(write.end),
+            id: None,
+            expiry_ms: (item.expiry_ms != NEVER_MS).then_some(item.expiry_ms),
+            user_flags: item.user_flags,
+            starts_before: 0,
+            origin: None,
+        };
+        let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
+        let head_len = frame::encode(&frame, segment.salt, &mut head);
+        let stored = (|| {
+            if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
+                segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
+            }
+            segment.write_frame(write.end, &head[..head_len], item.payload)
+        })();
+        stored.map_err(|error| match crate::disk::is_no_space(&error) {
+            true => AppendError::NoSpace(error),
+            false => AppendError::Io { segment: segment.number, error },
+        })?;
+        let place = Place {
+            id: write.next_id,
+            segment: segment.number,
+            offset: write.end,
+            ordinal: write.ordinal,
+            payload_len: frame.payload_len,
+            head_len: head_len as u32,
+            payload_crc: frame.payload_crc,
+            user_flags: item.user_flags,
+            put_ms: segment.base_ms + u64::from(time_delta),
+            expiry_ms: item.expiry_ms,
+        };
+        write.end += frame.total_len();
+        write.ordinal += 1;
+        write.next_id += 1;
+        write.payload_bytes += u64::from(frame.payload_len);
+        write.last_ms = write.last_ms.max(place.put_ms);
+        Ok(place)
+    }
+
+    /// Moves the tail behind what was written: only now do the frames exist for anyone else. Had a writer died before, the
+    /// next one would write over its frames, so no hole can arise.
+    #[inline]
+    fn advance(&self, tail: &mut Tail, write: Write) {
+        self.appended_bytes.fetch_add(u64::from(write.end - tail.end), Ordering::Relaxed);
+        write.segment.publish(write.end, write.ordinal);
+        tail.limit = match write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
+            true => lane::frame_limit(write.segment.len, write.ordinal + 1),
+            false => lane::frame_limit(write.segment.len, write.ordinal),
+        };
+        tail.end = write.end;
+        tail.ordinal = write.ordinal;
+        tail.next_id = write.next_id;
+        tail.payload_bytes = write.payload_bytes;
+        tail.last_ms = write.last_ms;
+        tail.proven = false;
+        self.appended.store(write.next_id - 1, Ordering::Release);
+    }
+
+    /// Takes the next segment into use, and seals the present one.
+    #[cold]
+    fn roll(&self, tail: &mut Tail, items: u64, bytes: u64, put_ms: u64) -> Result<(), AppendError> {
+        // Header page, frames, the lanes of all items, and up to a page lost between the two.
+        let needed = (items / u64::from(lane::BLOCK_LANES) + 2)
+            .checked_mul(lane::BLOCK as u64)
+            .and_then(|lanes| lanes.checked_add(bytes)?.checked_add(2 * u64::from(FRAMES_AT)))
+            .filter(|needed| *needed <= u64::from(LEN_MAX) && items <= u64::from(frame::ORDINAL_MAX))
+            .ok_or(AppendError::TooLarge { max: u64::from(LEN_MAX) })?;
+        let len = tail.next_len.max((needed as u32).next_power_of_two());
+
+        let number = tail.next_number;
+        let extent = tail.extent();
+        let previous = match &tail.segment {
+            Some(segment) => Some(Previous {
+                number: segment.number,
+                salt: segment.salt,
+                extent,
+                synced_to: segment.synced_to.load(Ordering::Acquire),
+            }),
+            None => tail.previous,
+        };
+        let no_space = |error: io::Error| match crate::disk::is_no_space(&error) {
+            true => AppendError::NoSpace(error),
+            false => AppendError::Io { segment: number, error },
+        };
+        let salt = Salt(self.context.disk.random_u64().map_err(no_space)?);
+        let header = SegmentHeader {
+            set_id: self.context.set_id,
+            queue_id: self.meta.lock().meta.queue_id,
+            number,
+            segment_bytes: len,
+            first_id: tail.next_id,
+            base_ms: put_ms,
+            salt,
+            boot_id: self.context.boot_id,
+            previous,
+        };
+        let spare = match (&self.context.dir, tail.spare.take()) {
+            (_, Some(spare)) if spare.len == len => spare,
+            (Some(_), other) => {
+                if let Some(other) = other {
+                    self.context.pool.put_back(other);
+                }
+                self.context.pool.take(len).map_err(|no| match no {
+                    NoSpare::Cap => AppendError::DiskCap,
+                    NoSpare::Io(error) => no_space(error),
+                })?
+            }
+            (None, _) => Spare {
+                path: None,
+                file: None,
+                map: Map::anonymous(len as usize).map_err(no_space)?,
+                len,
+            },
+        };
+        tail.spare_asked = false;
+        // From here on the spare has left the pool: whatever fails, it is given back or removed.
+        let from = spare.path.clone();
+        let begun = Segment::begin(&header, spare.file, spare.map).and_then(|segment| {
+            if let (Some(dir), Some(from)) = (&self.context.dir, &from) {
+                self.context.disk.rename(from, &dir.join(file_name(number, false)))?;
+            }
+            Ok(Arc::new(segment))
+        });
+        let segment = match begun {
+            Ok(segment) => segment,
+            Err(error) => {
+                if let Some(from) = from {
+                    let _ = self.context.disk.unlink(&from);
+                }
+                self.context.pool.forget(len);
+                return Err(no_space(error));
+            }
+        };
+        self.seal_tail(tail);
+        self.table.lock().insert(
+            number,
+            Entry {
+                header,
+                open: Some(Arc::clone(&segment)),
+                named: false,
+                extent: Extent::default(),
+                done: 0,
+                last_ms: put_ms,
+                sealed: false,
+                unproven_from: None,
+                cleared: false,
+                marks_unsynced: false,
+            },
+        );
+        tail.segment = Some(segment);
+        tail.end = FRAMES_AT;
+        tail.ordinal = 0;
+        tail.limit = lane::frame_limit(len, 1);
+        tail.reach = 0;
+        tail.payload_bytes = 0;
+        tail.last_ms = put_ms;
+        tail.next_number = number + 1;
+        tail.next_len = len.saturating_mul(2).min(tail.len_max).max(LEN_MIN);
+        tail.previous = previous;
+        Ok(())
+    }
+
+    /// Closes the tail segment to puts; the next append begins a new one.
+    fn seal_tail(&self, tail: &mut Tail) {
+        let Some(segment) = tail.segment.take() else { return };
+        let extent = tail.extent();
+        // The seal only saves recovery a scan; without it everything is found by reading.
+        let _ = segment.write_seal(extent, tail.last_ms, false);
+        tail.previous = Some(Previous {
+            number: segment.number,
+            salt: segment.salt,
+            extent,
+            synced_to: segment.synced_to.load(Ordering::Acquire),
+        });
+        if segment.synced_to.load(Ordering::Acquire) < extent.end && self.context.dir.is_some() {
+            tail.unsynced.push(segment.number);
+        }
+        if let Some(entry) = self.table.lock().get_mut(&segment.number) {
+            entry.extent = extent;
+            entry.last_ms = tail.last_ms;
+            entry.sealed = true;
+        }
+        segment.seal();
+        tail.end = 0;
+        tail.ordinal = 0;
+        tail.limit = 0;
+        tail.payload_bytes = 0;
+    }
+
+    /// Whether it is time to have the next segment armed; `true` once a segment.
+    #[inline]
+    pub(crate) fn wants_spare(&self, tail: &mut Tail) -> bool {
+        let ask = !tail.spare_asked
+            && tail.end > tail.limit / 2
+            && tail.next_len >= 4 * LEN_MIN
+            && self.context.dir.is_some();
+        tail.spare_asked |= ask;
+        ask
+    }
+
+    /// Prepares the next segment: allocated, and its pages faulted in, so that the roll costs a rename.
+    pub(crate) fn arm(&self) {
+        let len = {
+            let tail = self.tail.lock();
+            if tail.spare.is_some() {
+                return;
+            }
+            tail.next_len
+        };
+        // A failure here is no news: the roll meets it again and reports it.
+        let Ok(spare) = self.context.pool.take(len) else { return };
+        spare.map.populate();
+        let mut tail = self.tail.lock();
+        match tail.spare {
+            None if tail.next_len == len => tail.spare = Some(spare),
+            _ => self.context.pool.put_back(spare),
+        }
+    }
+
+    /// The open segment of this number; `None` if it is gone.
+    pub(crate) fn segment(&self, number: u64) -> io::Result<Option<Arc<Segment>>> {
+        let mut table = self.table.lock();
+        match table.get_mut(&number) {
+            Some(entry) => self.open_entry(entry).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn open_entry(&self, entry: &mut Entry) -> io::Result<Arc<Segment>> {
+        if let Some(segment) = &entry.open {
+            return Ok(Arc::clone(segment));
+        }
+        let dir = self.context.dir.as_deref().ok_or(io::ErrorKind::NotFound)?;
+        let path = dir.join(file_name(entry.header.number, entry.named));
+        let file = Arc::new(self.context.disk.open(&path, !self.context.read_only)?);
+        let len = entry.header.segment_bytes;
+        if file.len()? != u64::from(len) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment file was truncated"));
+        }
+        let mapped = self.context.pool.mapped() && !self.context.read_only;
+        let map = self.context.disk.open_map(&file, len as usize, mapped)?;
+        let segment =
+            Segment::resume(&entry.header, Some(file), map, entry.extent.end, entry.extent.count, entry.done);
+        if entry.unproven_from.is_none() {
+            segment.synced_to.store(entry.extent.end, Ordering::Release);
+        }
+        segment.marks_unsynced.store(entry.marks_unsynced, Ordering::Release);
+        if entry.sealed {
+            segment.seal();
+        }
+        let segment = Arc::new(segment);
+        entry.open = Some(Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    /// The lowest segment with a number above `number`.
+    pub(crate) fn segment_after(&self, number: u64) -> io::Result<Option<Arc<Segment>>> {
+        let mut table = self.table.lock();
+        match table.range_mut(number.saturating_add(1)..).find(|(_, entry)| !entry.cleared) {
+            Some((_, entry)) => self.open_entry(entry).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Closes sealed and durable segments above `above` that nobody uses, so that a long backlog holds neither maps nor
+    /// descriptors.
+    pub(crate) fn rest_unused(&self, above: u64) {
+        for (number, entry) in self.table.lock().range_mut(above.saturating_add(1)..) {
+            let Some(segment) = &entry.open else { continue };
+            let idle = entry.sealed && Arc::strong_count(segment) == 1 && segment.number == *number;
+            if idle && !segment.is_spent() && self.context.dir.is_some() {
+                entry.done = segment.done();
+                entry.marks_unsynced = segment.marks_unsynced.load(Ordering::Acquire);
+                entry.open = None;
+            }
+        }
+    }
+
+    /// Reads and checks a payload. `Ok(None)`: damaged.
+    #[inline]
+    pub(crate) fn read(&self, segment: &Segment, place: &Place) -> io::Result<Option<Vec<u8>>> {
+        segment.payload(place.offset, place.head_len, place.payload_len, place.payload_crc)
+    }
+
+    /// Makes everything appended so far durable, and with `marks` also every lane; returns the last id covered.
+    ///
+    /// The order is what recovery relies on: sealed segments from the lowest up, the tail, the names, then the final names.
+    pub(crate) fn sync(&self, marks: bool) -> io::Result<u64> {
+        let (segment, end, unsynced, bytes, appended) = {
+            let tail = self.tail.lock();
+            (
+                tail.segment.clone(),
+                tail.end,
+                tail.unsynced.clone(),
+                self.appended_bytes.load(Ordering::Relaxed),
+                tail.next_id - 1,
+            )
+        };
+        let Some(dir) = &self.context.dir else { return Ok(appended) };
+        let mut covered = Vec::with_capacity(unsynced.len() + 1);
+        for number in &unsynced {
+            if let Some(sealed) = self.segment(*number)? {
+                if let Some(from) = self.unproven_from(*number) {
+                    sealed.dirty_again(from, sealed.end())?;
+                }
+                sealed.sync()?;
+                covered.push((sealed, true));
+            }
+        }
+        if let Some(segment) = segment {
+            segment.sync()?;
+            covered.push((segment, false));
+        }
+        let nameless: Vec<u64> = {
+            let table = self.table.lock();
+            covered.iter().map(|(s, _)| s.number).filter(|n| table.get(n).is_some_and(|e| !e.named)).collect()
+        };
+        if !nameless.is_empty() && !planted::is(Bug::SkipDirSync) {
+            self.context.disk.sync_dir(dir)?;
+        }
+        for number in nameless {
+            let mut table = self.table.lock();
+            if let Some(entry) = table.get_mut(&number) {
+                let renamed =
+                    self.context.disk.rename(&dir.join(file_name(number, false)), &dir.join(file_name(number, true)));
+                // Only evidence for recovery hangs on the final name, so a failure is no failed sync.
+                entry.named = renamed.is_ok();
+            }
+        }
+        if marks {
+            for segment in self.with_unsynced_marks()? {
+                segment.sync()?;
+            }
+        }
+        {
+            let mut tail = self.tail.lock();
+            tail.unsynced.retain(|number| !unsynced.contains(number));
+            let mut table = self.table.lock();
+            for (segment, sealed) in &covered {
+                let to = if *sealed { segment.end() } else { end };
+                segment.synced_to.fetch_max(to, Ordering::AcqRel);
+                if *sealed && let Some(entry) = table.get_mut(&segment.number) {
+                    entry.unproven_from = None;
+                }
+            }
+        }
+        self.durable_bytes.fetch_max(bytes, Ordering::Relaxed);
+        Ok(appended)
+    }
+
+    fn unproven_from(&self, number: u64) -> Option<u32> {
+        self.table.lock().get(&number).and_then(|entry| entry.unproven_from)
+    }
+
+    fn with_unsynced_marks(&self) -> io::Result<Vec<Arc<Segment>>> {
+        let mut table = self.table.lock();
+        let mut found = Vec::new();
+        for entry in table.values_mut() {
+            let dirty = match &entry.open {
+                Some(segment) => segment.marks_unsynced.load(Ordering::Acquire),
+                None => entry.marks_unsynced,
+            };
+            if dirty && !entry.cleared {
+                entry.marks_unsynced = false;
+                found.push(self.open_entry(entry)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a sync would have anything to do.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        if self.context.dir.is_none() {
+            return false;
+        }
+        if self.commit.durable() < self.appended() || !self.tail.lock().unsynced.is_empty() {
+            return true;
+        }
+        self.table.lock().values().any(|entry| match &entry.open {
+            Some(segment) => segment.marks_unsynced.load(Ordering::Acquire),
+            None => entry.marks_unsynced,
+        })
+    }
+
+    /// Whether nothing was appended, armed or found unproven since the open.
+    pub(crate) fn is_untouched(&self) -> bool {
+        let tail = self.tail.lock();
+        tail.segment.is_none() && tail.spare.is_none() && self.appended_bytes.load(Ordering::Relaxed) == 0
+    }
+
+    /// After a while without puts: a frame that says that everything is durable, so that damage to the last synced items
+    /// is told from an interrupted write.
+    pub(crate) fn checkpoint(&self) -> io::Result<()> {
+        let mut tail = self.tail.lock();
+        if tail.proven || self.commit.durable() < tail.next_id - 1 || self.commit.failure().is_some() {
+            return Ok(());
+        }
+        let Some(segment) = tail.segment.clone() else { return Ok(()) };
+        let synced_to = segment.synced_to.load(Ordering::Acquire);
+        let frame = Frame {
+            kind: Kind::Checkpoint,
+            payload_len: 0,
+            payload_crc: frame::payload_crc(segment.salt, &[]),
+            ordinal: tail.ordinal,
+            time_delta: u32::try_from(tail.last_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX),
+            synced_to,
+            id: None,
+            expiry_ms: None,
+            user_flags: 0,
+            starts_before: 0,
+            origin: None,
+        };
+        if synced_to < tail.end || tail.end + frame.total_len() > tail.limit {
+            return Ok(());
+        }
+        let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
+        let head_len = frame::encode(&frame, segment.salt, &mut head);
+        segment.write_frame(tail.end, &head[..head_len], &[])?;
+        tail.end += frame.total_len();
+        tail.proven = true;
+        segment.publish(tail.end, tail.ordinal);
+        Ok(())
+    }
+
+    /// Frees every segment whose items are all done, wherever it lies. `in_use` says whether the reader still holds places
+    /// in a segment. Returns whether one had to be left because somebody holds it.
+    pub(crate) fn free_spent(&self, in_use: impl Fn(u64) -> bool) -> io::Result<bool> {
+        let mut left = false;
+        let spent: Vec<(u64, u32, bool)> = {
+            let table = self.table.lock();
+            let spent = table.iter().filter(|(number, entry)| {
+                let spent = match &entry.open {
+                    Some(segment) => segment.is_spent() || (planted::is(Bug::FreeBeforeDone) && segment.is_sealed()),
+                    None => entry.sealed && entry.done >= entry.extent.count,
+                };
+                if !(spent || entry.cleared) || (!planted::is(Bug::FreeBeforeDone) && in_use(**number)) {
+                    return false;
+                }
+                let held = entry.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1);
+                left |= held;
+                !held
+            });
+            spent.map(|(number, entry)| (*number, entry.header.segment_bytes, entry.named)).collect()
+        };
+        if spent.is_empty() || self.context.read_only {
+            return Ok(left);
+        }
+        let (next_id, last_number) = {
+            let tail = self.tail.lock();
+            (tail.next_id, tail.next_number - 1)
+        };
+        let mut freed: Vec<(u64, u32, bool)> = Vec::new();
+        self.meta.lock().update(|meta| {
+            meta.next_id = meta.next_id.max(next_id);
+            meta.segment_last = meta.segment_last.max(last_number);
+            freed.extend(spent.iter().copied().filter(|(number, ..)| meta.add_freed(*number)));
+        })?;
+        self.tail.lock().unsynced.retain(|number| !freed.iter().any(|(f, ..)| f == number));
+        let mut first_error = Ok(());
+        for (number, len, named) in freed {
+            self.table.lock().remove(&number);
+            if let Some(dir) = &self.context.dir {
+                let given = self.context.pool.give(&dir.join(file_name(number, named)), len);
+                // The header says that it is gone; the next open removes what is left of it.
+                first_error = first_error.and(given);
+            }
+        }
+        first_error.map(|()| left)
+    }
+
+    /// Clears everything appended so far: one small durable write, whatever the number of items. The tail lock keeps puts
+    /// out.
+    pub(crate) fn clear(&self, tail: &mut Tail) -> io::Result<()> {
+        let clear_id = tail.next_id - 1;
+        let last_number = tail.next_number - 1;
+        self.meta.lock().update(|meta| {
+            meta.clear_id = clear_id;
+            meta.next_id = meta.next_id.max(clear_id + 1);
+            meta.segment_last = meta.segment_last.max(last_number);
+        })?;
+        self.seal_tail(tail);
+        tail.unsynced.clear();
+        for entry in self.table.lock().values_mut() {
+            entry.cleared = true;
+        }
+        Ok(())
+    }
+
+    /// Stores other content in the queue's header.
+    pub(crate) fn update_meta(&self, change: impl FnOnce(&mut QueueMeta)) -> io::Result<()> {
+        self.meta.lock().update(change)
+    }
+
+    /// Leaves the journal so that the next open needs no scan: everything durable, the last segment sealed.
+    pub(crate) fn seal_clean(&self) -> io::Result<()> {
+        if self.context.dir.is_none() || self.context.read_only {
+            return Ok(());
+        }
+        let last = {
+            let mut tail = self.tail.lock();
+            if let Some(spare) = tail.spare.take() {
+                self.context.pool.put_back(spare);
+            }
+            match &tail.segment {
+                Some(segment) => Some((Arc::clone(segment), tail.extent(), tail.last_ms)),
+                None => None,
+            }
+        };
+        let last = match last {
+            Some(last) => Some(last),
+            None => {
+                let mut table = self.table.lock();
+                match table.values_mut().next_back() {
+                    Some(entry) => {
+                        let (extent, last_ms) = (entry.extent, entry.last_ms);
+                        Some((self.open_entry(entry)?, extent, last_ms))
+                    }
+                    None => None,
+                }
+            }
+        };
+        if let Some((segment, extent, last_ms)) = last {
+            segment.write_seal(extent, last_ms, true)?;
+            segment.sync()?;
+        }
+        let (next_id, last_number) = {
+            let tail = self.tail.lock();
+            (tail.next_id, tail.next_number - 1)
+        };
+        self.meta.lock().update(|meta| {
+            meta.next_id = meta.next_id.max(next_id);
+            meta.segment_last = meta.segment_last.max(last_number);
+        })
+    }
+
+    /// Gives what was armed back to the pool: the queue is going away.
+    pub(crate) fn disarm(&self) {
+        if let Some(spare) = self.tail.lock().spare.take() {
+            self.context.pool.put_back(spare);
+        }
+    }
+
+    /// Segments, their bytes, and bytes not known to be durable.
+    pub(crate) fn gauges(&self) -> (u64, u64, u64) {
+        let table = self.table.lock();
+        let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
+        let unsynced = self
+            .appended_bytes
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.durable_bytes.load(Ordering::Relaxed));
+        (table.len() as u64, bytes, if self.context.dir.is_some() { unsynced } else { 0 })
+    }
+}
+
+impl Tail {
+    fn extent(&self) -> Extent {
+        Extent { end: self.end, count: self.ordinal, payload_bytes: self.payload_bytes }
+    }
+}
+
+/// Where a writer is, before the tail follows.
+struct Write {
+    segment: Arc<Segment>,
+    end: u32,
+    ordinal: u32,
+    next_id: u64,
+    payload_bytes: u64,
+    last_ms: u64,
+}
+
+/// At most this many bytes of frame.
+fn frame_bytes(item: &NewItem<'_>) -> u64 {
+    let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 } + if item.user_flags != 0 { 8 } else { 0 };
+    (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64).next_multiple_of(u64::from(frame::ALIGN))
+}

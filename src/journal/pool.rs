@@ -1,0 +1,210 @@
+//! The set's store of spare segments: allocated, and re-used by rename, so that a put neither makes files nor waits for
+//! pages. Pages of a recycled file are in the page cache already: 12 to 22 GB/s against 3 to 4 for new ones.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::disk::{Disk, EntryKind, File, Map};
+
+/// A file that waits to become a segment.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    /// Not yet renamed to its place. `None`: memory only.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) file: Option<Arc<File>>,
+    pub(crate) map: Map,
+    pub(crate) len: u32,
+}
+
+/// Why there is no spare.
+#[derive(Debug)]
+pub(crate) enum NoSpare {
+    /// The cap over all queues.
+    Cap,
+    Io(io::Error),
+}
+
+#[derive(Debug)]
+pub(crate) struct Pool {
+    disk: Disk,
+    dir: PathBuf,
+    mapped: bool,
+    bytes_max: u64,
+    disk_max: u64,
+    /// Lock 5.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next_number: u64,
+    /// Length and name of each spare file.
+    spares: Vec<(u32, PathBuf)>,
+    spare_bytes: u64,
+    /// Bytes of all segments of the set that are known, spares included.
+    disk_bytes: u64,
+}
+
+impl Pool {
+    /// Adopts what an earlier process left in `dir`.
+    pub(crate) fn open(disk: Disk, dir: PathBuf, bytes_max: u64, disk_max: u64, read_only: bool) -> io::Result<Pool> {
+        let mut state = State::default();
+        let mapped = disk.may_map(&dir);
+        if !read_only {
+            let mut found = 0;
+            for entry in disk.list(&dir)? {
+                let Some(number) = entry.name.strip_suffix(".spare").and_then(|n| u64::from_str_radix(n, 16).ok())
+                else {
+                    continue;
+                };
+                state.next_number = state.next_number.max(number.saturating_add(1));
+                if entry.kind != EntryKind::File {
+                    continue;
+                }
+                let path = dir.join(&entry.name);
+                let Ok(file) = disk.open(&path, false) else { continue };
+                let len = file.len()?;
+                match u32::try_from(len) {
+                    Ok(len) if len.is_power_of_two() && state.spare_bytes + u64::from(len) <= bytes_max => {
+                        state.spare_bytes += u64::from(len);
+                        state.spares.push((len, path));
+                        found += 1;
+                    }
+                    _ => disk.unlink(&path)?,
+                }
+            }
+            state.disk_bytes = state.spare_bytes;
+            if found > 0 {
+                // The renames that brought them here must be durable before anyone writes to the files.
+                disk.sync_dir(&dir)?;
+            }
+        }
+        Ok(Pool { disk, dir, mapped, bytes_max, disk_max, state: Mutex::new(state) })
+    }
+
+    pub(crate) fn mapped(&self) -> bool {
+        self.mapped
+    }
+
+    /// A file of exactly `len` bytes with no valid frame for any salt that is still to be drawn.
+    pub(crate) fn take(&self, len: u32) -> Result<Spare, NoSpare> {
+        let mut state = self.state.lock();
+        if let Some(index) = state.spares.iter().position(|(l, _)| *l == len) {
+            let (_, path) = state.spares.swap_remove(index);
+            state.spare_bytes -= u64::from(len);
+            drop(state);
+            match self.open_spare(&path, len) {
+                Ok(spare) => return Ok(spare),
+                // Whatever stands there now is not ours to use.
+                Err(_) => {
+                    self.forget(len);
+                    return self.take(len);
+                }
+            }
+        }
+        while state.disk_bytes + u64::from(len) > self.disk_max {
+            let Some((other, path)) = state.spares.pop() else { return Err(NoSpare::Cap) };
+            state.spare_bytes -= u64::from(other);
+            state.disk_bytes -= u64::from(other);
+            self.disk.unlink(&path).map_err(NoSpare::Io)?;
+        }
+        state.disk_bytes += u64::from(len);
+        let number = state.next_number;
+        state.next_number += 1;
+        drop(state);
+        self.create(number, len).map_err(|error| {
+            self.forget(len);
+            NoSpare::Io(error)
+        })
+    }
+
+    fn open_spare(&self, path: &std::path::Path, len: u32) -> io::Result<Spare> {
+        let file = Arc::new(self.disk.open(path, true)?);
+        if file.len()? != u64::from(len) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // A spare that was allocated once stays so; on a file system that is not trusted with that, nothing is mapped.
+        let map = self.disk.open_map(&file, len as usize, self.mapped)?;
+        Ok(Spare { path: Some(path.to_owned()), file: Some(file), map, len })
+    }
+
+    fn create(&self, number: u64, len: u32) -> io::Result<Spare> {
+        let path = self.dir.join(format!("{number:016x}.spare"));
+        let file = Arc::new(self.disk.create(&path)?);
+        let made = (|| {
+            let reserved = file.allocate(u64::from(len))?;
+            let map = self.disk.open_map(&file, len as usize, self.mapped && reserved)?;
+            Ok(Spare { path: Some(path.clone()), file: Some(file), map, len })
+        })();
+        if made.is_err() {
+            // Half a file is of no use to anyone; if even this fails, the next open removes it.
+            let _ = self.disk.unlink(&path);
+        }
+        made
+    }
+
+    /// Takes a spent segment's file back, or removes it if the pool is full. The queue's header must say durably that the
+    /// segment is gone.
+    pub(crate) fn give(&self, path: &std::path::Path, len: u32) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let fits = state.spare_bytes + u64::from(len) <= self.bytes_max && state.disk_bytes <= self.disk_max;
+        if !fits {
+            state.disk_bytes = state.disk_bytes.saturating_sub(u64::from(len));
+            drop(state);
+            return self.disk.unlink(path);
+        }
+        let to = self.dir.join(format!("{:016x}.spare", state.next_number));
+        state.next_number += 1;
+        state.spare_bytes += u64::from(len);
+        drop(state);
+        // The name is in nobody's list until the rename is done.
+        let renamed = self.disk.rename(path, &to);
+        let mut state = self.state.lock();
+        match renamed {
+            Ok(()) => {
+                state.spares.push((len, to));
+                Ok(())
+            }
+            Err(error) => {
+                state.spare_bytes -= u64::from(len);
+                state.disk_bytes = state.disk_bytes.saturating_sub(u64::from(len));
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a spare that was armed but never used back on the list.
+    pub(crate) fn put_back(&self, spare: Spare) {
+        if let Some(path) = spare.path {
+            let mut state = self.state.lock();
+            state.spare_bytes += u64::from(spare.len);
+            state.spares.push((spare.len, path));
+        }
+    }
+
+    /// Counts segments that recovery found.
+    pub(crate) fn add_disk_bytes(&self, len: u64) {
+        self.state.lock().disk_bytes += len;
+    }
+
+    /// A file of `len` bytes is gone.
+    pub(crate) fn forget(&self, len: u32) {
+        let mut state = self.state.lock();
+        state.disk_bytes = state.disk_bytes.saturating_sub(u64::from(len));
+    }
+
+    /// Files of so many bytes are gone.
+    pub(crate) fn forget_bytes(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.disk_bytes = state.disk_bytes.saturating_sub(bytes);
+    }
+
+    /// Spares, their bytes, and the bytes of all known segments.
+    pub(crate) fn gauges(&self) -> (u64, u64, u64) {
+        let state = self.state.lock();
+        (state.spares.len() as u64, state.spare_bytes, state.disk_bytes)
+    }
+}

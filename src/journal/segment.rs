@@ -1,0 +1,249 @@
+//! One file of frames: header page, frames growing up, lanes growing down.
+//!
+//! Upward it promises: a frame is visible to readers only when it is whole; marks are one byte, by any thread, without a
+//! lock; `done` reaches `count` exactly once per item.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+use crate::disk::{File, Map};
+use crate::format::frame::{self, Frame, Salt};
+use crate::format::header::{self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader};
+use crate::journal::lane::{self, Lane};
+use crate::planted::{self, Bug};
+
+pub(crate) const LEN_MIN: u32 = 64 << 10;
+pub(crate) const LEN_MAX: u32 = 1 << 30;
+pub(crate) const FRAMES_AT: u32 = PAGE as u32;
+
+/// An open segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) number: u64,
+    pub(crate) len: u32,
+    pub(crate) salt: Salt,
+    pub(crate) first_id: u64,
+    pub(crate) base_ms: u64,
+    /// `None`: memory only.
+    file: Option<Arc<File>>,
+    map: Map,
+    /// Offset behind the last whole frame; Release by the putter, Acquire by readers.
+    end: AtomicU32,
+    /// Items in it; written under the tail lock, final once sealed.
+    count: AtomicU32,
+    sealed: AtomicBool,
+    /// Items done. AcqRel, so that who sees `done == count` sees all marks.
+    done: AtomicU32,
+    /// Up to where the device is known to have it.
+    pub(crate) synced_to: AtomicU32,
+    /// Marks were stored since the last sync.
+    pub(crate) marks_unsynced: AtomicBool,
+    /// The clock tick at which the file was last seen whole.
+    checked_ms: AtomicU64,
+}
+
+impl Segment {
+    /// Writes both header copies: the first use of the file under this salt.
+    pub(crate) fn begin(header: &SegmentHeader, file: Option<Arc<File>>, map: Map) -> io::Result<Segment> {
+        // A seal of the file's earlier use does not pass under the new salt, so only the copies need writing.
+        let bytes = header::encode(header);
+        for at in COPY_AT {
+            map.copy_in(at, &bytes)?;
+        }
+        Ok(Self::resume(header, file, map, FRAMES_AT, 0, 0))
+    }
+
+    pub(crate) fn resume(
+        header: &SegmentHeader,
+        file: Option<Arc<File>>,
+        map: Map,
+        end: u32,
+        count: u32,
+        done: u32,
+    ) -> Segment {
+        Segment {
+            number: header.number,
+            len: header.segment_bytes,
+            salt: header.salt,
+            first_id: header.first_id,
+            base_ms: header.base_ms,
+            file,
+            map,
+            end: AtomicU32::new(end),
+            count: AtomicU32::new(count),
+            sealed: AtomicBool::new(false),
+            done: AtomicU32::new(done),
+            synced_to: AtomicU32::new(0),
+            marks_unsynced: AtomicBool::new(false),
+            checked_ms: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn end(&self) -> u32 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn done(&self) -> u32 {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// Payload first, header last, so that a half-written frame never has a valid header before its payload is there.
+    #[inline]
+    pub(crate) fn write_frame(&self, offset: u32, head: &[u8], payload: &[u8]) -> io::Result<()> {
+        self.map.copy_in(offset as usize + head.len(), payload)?;
+        fence(Ordering::Release);
+        self.map.copy_in(offset as usize, head)
+    }
+
+    /// Zeroes the lanes of a block and then writes its tag.
+    pub(crate) fn begin_lane_block(&self, block: u32) -> io::Result<()> {
+        let at = self.lane_bounds(lane::block_at(self.len, block))?;
+        self.map.copy_in(at as usize + lane::TAG, &[0; lane::BLOCK - lane::TAG])?;
+        fence(Ordering::Release);
+        self.map.copy_in(at as usize, &lane::tag(self.salt, block).to_le_bytes())
+    }
+
+    fn lane_bounds<T>(&self, at: Option<T>) -> io::Result<T> {
+        at.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "lane outside of the segment"))
+    }
+
+    /// Makes frames up to `end` visible: the last step of an append.
+    #[inline]
+    pub(crate) fn publish(&self, end: u32, count: u32) {
+        self.count.store(count, Ordering::Relaxed);
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// No frame will follow. Returns whether all items are done already.
+    pub(crate) fn seal(&self) -> bool {
+        self.sealed.store(true, Ordering::SeqCst);
+        self.is_spent()
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::SeqCst)
+    }
+
+    /// Sealed, and every item done.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.sealed.load(Ordering::SeqCst) && self.done.load(Ordering::SeqCst) >= self.count()
+    }
+
+    pub(crate) fn write_seal(&self, extent: Extent, last_ms: u64, durable: bool) -> io::Result<()> {
+        let at = if durable { CLEAN_SEAL_AT } else { SEAL_AT };
+        self.map.copy_in(at, &header::encode_seal(&Seal { extent, last_ms, durable }, self.salt))
+    }
+
+    /// Says that frames will reach up to `reach`, before any does.
+    pub(crate) fn write_reach(&self, reach: u32) -> io::Result<()> {
+        self.map.copy_in(header::REACH_AT, &header::encode_reach(reach, self.salt))?;
+        fence(Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn lane(&self, ordinal: u32) -> io::Result<Option<Lane>> {
+        let at = self.lane_bounds(lane::lane_at(self.len, ordinal))?;
+        Ok(Lane::from_byte(self.map.load_byte(at)?))
+    }
+
+    #[inline]
+    fn store_lane(&self, ordinal: u32, lane: Lane) -> io::Result<()> {
+        let at = self.lane_bounds(lane::lane_at(self.len, ordinal))?;
+        self.map.store_byte(at, lane.to_byte())?;
+        if !self.marks_unsynced.load(Ordering::Relaxed) {
+            self.marks_unsynced.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Marks an item waiting or in flight.
+    pub(crate) fn mark(&self, ordinal: u32, lane: Lane) -> io::Result<()> {
+        debug_assert!(lane != Lane::Done, "done is counted: mark_done");
+        self.store_lane(ordinal, lane)
+    }
+
+    /// Marks an item done; `true` if that was the last one of a sealed segment. Called once per item.
+    #[inline]
+    pub(crate) fn mark_done(&self, ordinal: u32) -> io::Result<bool> {
+        self.store_lane(ordinal, Lane::Done)?;
+        let done = self.done.fetch_add(1, Ordering::SeqCst) + 1;
+        // Pairs with `seal`: whichever comes second sees the other.
+        Ok(self.sealed.load(Ordering::SeqCst) && done >= self.count())
+    }
+
+    /// Reads the frame at `offset`, which must end before `limit`. `Ok(None)`: the bytes there are no frame.
+    pub(crate) fn frame_at(&self, offset: u32, limit: u32) -> io::Result<Option<Frame>> {
+        let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
+        let available = (self.len.saturating_sub(offset) as usize).min(head.len());
+        let head = &mut head[..available];
+        self.map.copy_out(offset as usize, head)?;
+        Ok(frame::decode(head, self.salt, offset, limit))
+    }
+
+    /// Copies a payload out and checks the copy. `Ok(None)`: it is not what was put.
+    #[inline]
+    pub(crate) fn payload(&self, offset: u32, head_len: u32, len: u32, crc: u32) -> io::Result<Option<Vec<u8>>> {
+        let at = offset as usize + head_len as usize;
+        let payload = self.map.copy_vec(at, len as usize)?;
+        Ok(frame::payload_valid(self.salt, crc, &payload).then_some(payload))
+    }
+
+    /// An error if the file is no longer as long as it was, looked at once per tick of the coarse clock: a mapped page
+    /// behind the end of a truncated file would be a signal, not an error.
+    #[inline]
+    pub(crate) fn check_whole(&self, tick_ms: u64) -> io::Result<()> {
+        if self.checked_ms.load(Ordering::Relaxed) == tick_ms {
+            return Ok(());
+        }
+        self.check_whole_now(tick_ms)
+    }
+
+    #[cold]
+    fn check_whole_now(&self, tick_ms: u64) -> io::Result<()> {
+        if let Some(file) = &self.file
+            && file.len()? < u64::from(self.len)
+        {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment file was truncated"));
+        }
+        self.checked_ms.store(tick_ms, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes everything stored so far durable, marks included.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        // Before the sync: a mark stored during it counts as unsynced again.
+        self.marks_unsynced.store(false, Ordering::SeqCst);
+        match &self.file {
+            Some(file) => {
+                let result = file.sync_data();
+                if result.is_err() {
+                    self.marks_unsynced.store(true, Ordering::SeqCst);
+                }
+                result
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Stores every page of `from..to` again as it is, so that the next sync writes it: for frames that an earlier process
+    /// stored, of which nobody knows whether they reached the device.
+    pub(crate) fn dirty_again(&self, from: u32, to: u32) -> io::Result<()> {
+        let mut at = from as usize & !(PAGE - 1);
+        while at < to as usize {
+            let byte = self.map.load_byte(at)?;
+            self.map.store_byte(at, byte)?;
+            at += PAGE;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the block's tag is the one of this use, read from a copy of the lane area.
+pub(crate) fn block_is_ours(salt: Salt, block: u32, bytes: &[u8]) -> bool {
+    planted::is(Bug::LaneWithoutTag) || bytes.get(..lane::TAG) == Some(&lane::tag(salt, block).to_le_bytes()[..])
+}

@@ -1,0 +1,644 @@
+//! What consumers see of a queue: which items wait, in which order, and who holds which.
+//!
+//! ```text
+//!   aborted (by id) ─┐
+//!                    ├─ take ─► in hand or open ─► done
+//!   ring: visible ───┘   ▲            │ abort
+//!         hidden         └────────────┘
+//!   ▲ offer, while there is room            ▲ publish: the device has it
+//!   journal ─ cursor ─ refill, once the ring has fallen behind
+//! ```
+//!
+//! The ring holds places, never payloads. While all waiting items fit, each put pushes its place; when they do not, the
+//! reader is *behind*, and the ring is refilled from the journal as it empties. Items that must be durable before they are
+//! delivered are the last `hidden` places of the ring until the group commit publishes them.
+
+pub(crate) mod waiters;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
+use std::sync::Arc;
+
+use crate::format::frame;
+use crate::ids::{NEVER_MS, Place};
+use crate::journal::lane::Lane;
+use crate::journal::segment::{FRAMES_AT, Segment};
+use crate::journal::Journal;
+use waiters::{Line, Wakes};
+
+/// Most places in the ring: 4 MiB.
+const RING_MAX: usize = 1 << 16;
+/// Frames looked at in one refill, so that a take stays short.
+const REFILL_STEP: usize = 64;
+
+/// An item that a consumer holds open.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) place: Place,
+    /// `None` once the queue was cleared: there is nothing left to mark.
+    pub(crate) segment: Option<Arc<Segment>>,
+    pub(crate) starts: u32,
+    pub(crate) since_ms: u64,
+    /// Tells this opening of the item from others.
+    pub(crate) serial: u64,
+}
+
+/// Counters since the set was opened; see [`crate::QueueStats`] for their meaning.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) total_items: u64,
+    pub(crate) put_bytes: u64,
+    pub(crate) get_hits: u64,
+    pub(crate) get_misses: u64,
+    pub(crate) expired: u64,
+    pub(crate) discarded: u64,
+    pub(crate) transactions: u64,
+    pub(crate) aborts: u64,
+    pub(crate) clears: u64,
+    pub(crate) redelivered: u64,
+    pub(crate) damaged: u64,
+    pub(crate) last_age_ms: u64,
+}
+
+/// Ids are well spread already; the standard hasher would cost more than the rest of an open.
+#[derive(Debug, Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 << 8 | u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(26);
+    }
+}
+
+/// Where the ring is refilled from: behind the last item that it was given.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cursor {
+    pub(crate) segment: u64,
+    pub(crate) offset: u32,
+    pub(crate) ordinal: u32,
+}
+
+/// A queue's reader. Lock 3; no user code and no sync under it.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    ring: VecDeque<Place>,
+    /// The last places of the ring that no consumer may have yet.
+    hidden: usize,
+    ring_bytes: u64,
+    /// Ring places with an expiry of their own, and the earliest of these (never later than the truth).
+    expiring: u64,
+    next_expiry_ms: u64,
+    aborted: BTreeMap<u64, Place>,
+    cursor: Cursor,
+    /// The last id that the ring was given, that was offered, that may be delivered.
+    read_id: u64,
+    offered_id: u64,
+    visible_id: u64,
+    /// Items waiting, and their payload bytes; those of them that may be delivered.
+    pub(crate) items: u64,
+    pub(crate) bytes: u64,
+    visible: u64,
+    /// The segment that was read last.
+    current: Option<Arc<Segment>>,
+    pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
+    next_serial: u64,
+    /// A segment became spent since this was last looked at.
+    pub(crate) spent: bool,
+    pub(crate) line: Line,
+    /// Putters that wait for room.
+    pub(crate) space: Line,
+    pub(crate) paused: bool,
+    pub(crate) closed: bool,
+    pub(crate) counts: Counts,
+    pub(crate) memory_bytes: u64,
+    pub(crate) max_age_ms: u64,
+}
+
+/// An item taken out of the waiting ones.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) place: Place,
+    pub(crate) segment: Arc<Segment>,
+}
+
+/// Why no item could be taken, though one waits.
+#[derive(Debug)]
+pub(crate) enum TakeError {
+    Damaged { segment: u64, offset: u32, id: u64 },
+    Io { segment: u64, offset: u32, error: io::Error },
+}
+
+/// What the caller of a take decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) now_ms: u64,
+    pub(crate) salvage: bool,
+}
+
+impl Reader {
+    /// `first`: the first waiting item that recovery found.
+    pub(crate) fn new(first: Option<(u64, u32, u32)>, last_id: u64, items: u64, bytes: u64) -> Reader {
+        let (cursor, read_id) = match first {
+            Some((segment, offset, ordinal)) => (Cursor { segment, offset, ordinal }, 0),
+            None => (Cursor::default(), last_id),
+        };
+        Reader {
+            ring: VecDeque::new(),
+            hidden: 0,
+            ring_bytes: 0,
+            expiring: 0,
+            next_expiry_ms: NEVER_MS,
+            aborted: BTreeMap::new(),
+            cursor,
+            read_id,
+            offered_id: last_id,
+            visible_id: last_id,
+            items,
+            bytes,
+            visible: items,
+            current: None,
+            open: HashMap::default(),
+            next_serial: 0,
+            spent: false,
+            line: Line::default(),
+            space: Line::default(),
+            paused: false,
+            closed: false,
+            counts: Counts::default(),
+            memory_bytes: 0,
+            max_age_ms: NEVER_MS,
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.read_id < self.offered_id
+    }
+
+    fn has_room(&self, payload_len: u32) -> bool {
+        self.ring.is_empty()
+            || (self.ring.len() < RING_MAX && self.ring_bytes + u64::from(payload_len) <= self.memory_bytes)
+    }
+
+    fn push(&mut self, place: Place) {
+        self.ring_bytes += u64::from(place.payload_len);
+        if place.expiry_ms != NEVER_MS {
+            self.expiring += 1;
+            self.next_expiry_ms = self.next_expiry_ms.min(place.expiry_ms);
+        }
+        self.read_id = place.id;
+        self.cursor = Cursor {
+            segment: place.segment,
+            offset: place.offset + frame::frame_len(place.head_len, place.payload_len),
+            ordinal: place.ordinal + 1,
+        };
+        self.ring.push_back(place);
+    }
+
+    /// A new item, in the order of ids; called under the tail lock. `hide`: not before [`Reader::publish`].
+    #[inline]
+    pub(crate) fn offer(&mut self, place: Place, hide: bool, wakes: &mut Wakes) {
+        self.items += 1;
+        self.bytes += u64::from(place.payload_len);
+        self.counts.total_items += 1;
+        self.counts.put_bytes += u64::from(place.payload_len);
+        // What comes behind a hidden item is hidden too, whatever it asked for: order goes first.
+        let hide = hide || self.visible_id < self.offered_id;
+        let behind = self.is_behind();
+        self.offered_id = place.id;
+        if !behind && self.has_room(place.payload_len) {
+            self.push(place);
+            self.hidden += usize::from(hide);
+        }
+        if !hide {
+            self.visible_id = place.id;
+            self.visible += 1;
+            if !self.line.is_empty() {
+                self.promise(wakes);
+            }
+        }
+    }
+
+    /// Whether offered items wait for a sync that nobody may be waiting for.
+    pub(crate) fn has_hidden(&self) -> bool {
+        self.visible_id < self.offered_id
+    }
+
+    /// Everything up to `id` may be delivered.
+    pub(crate) fn publish(&mut self, id: u64, wakes: &mut Wakes) {
+        let id = id.min(self.offered_id);
+        if id <= self.visible_id {
+            return;
+        }
+        self.visible_id = id;
+        while self.hidden > 0
+            && let Some(place) = self.ring.get(self.ring.len() - self.hidden)
+            && place.id <= id
+        {
+            self.hidden -= 1;
+        }
+        // Hidden items are counted, not guessed: all that waits, but those that are still hidden.
+        self.visible = self.items.saturating_sub(if id < self.offered_id { self.count_hidden() } else { 0 });
+        self.promise(wakes);
+    }
+
+    /// Ids of one process are consecutive, so the hidden ones are a difference.
+    fn count_hidden(&self) -> u64 {
+        self.offered_id - self.visible_id
+    }
+
+    /// Promises what may be delivered to those who wait.
+    pub(crate) fn promise(&mut self, wakes: &mut Wakes) {
+        if !self.paused {
+            self.line.promise_up_to(self.visible, wakes);
+        }
+    }
+
+    /// Tells the first putter that there may be room.
+    pub(crate) fn room(&mut self, wakes: &mut Wakes) {
+        if !self.space.is_empty() {
+            self.space.promise_up_to(1, wakes);
+        }
+    }
+
+    /// Whether someone without a promise may take.
+    pub(crate) fn has_unpromised(&self) -> bool {
+        !self.paused && self.visible > self.line.promised()
+    }
+
+    fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<Arc<Segment>>> {
+        if let Some(current) = &self.current
+            && current.number == number
+        {
+            return Ok(Some(Arc::clone(current)));
+        }
+        self.current = journal.segment(number)?;
+        Ok(self.current.clone())
+    }
+
+    /// Forgets the segment that was read last, so that it can be freed.
+    pub(crate) fn let_go(&mut self) {
+        self.current = None;
+    }
+
+    /// The segment above which nothing is about to be read.
+    pub(crate) fn reading(&self) -> u64 {
+        self.cursor.segment + 1
+    }
+
+    /// Takes the first waiting item: aborted ones by id, then the ring. `Ok(None)`: nothing may be delivered now.
+    pub(crate) fn take(&mut self, journal: &Journal, rules: Rules) -> Result<Option<Taken>, TakeError> {
+        loop {
+            let Some(place) = self.pop(journal, rules)? else { return Ok(None) };
+            let found = match self.segment(journal, place.segment) {
+                Ok(Some(segment)) => segment.check_whole(rules.now_ms).map(|()| Some(segment)),
+                other => other,
+            };
+            let segment = match found {
+                Ok(Some(segment)) => segment,
+                Ok(None) => {
+                    // Freed under a place that waits: cannot be; if it were, the item would be gone, not another's.
+                    debug_assert!(false, "a waiting item's segment is gone");
+                    self.gone(&place);
+                    continue;
+                }
+                Err(error) => {
+                    self.put_back(place);
+                    return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
+                }
+            };
+            self.gone(&place);
+            if self.is_expired(&place, rules.now_ms) {
+                self.counts.expired += 1;
+                match segment.mark_done(place.ordinal) {
+                    Ok(spent) => self.spent |= spent,
+                    Err(error) => {
+                        self.return_waiting(place);
+                        return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
+                    }
+                }
+                continue;
+            }
+            return Ok(Some(Taken { place, segment }));
+        }
+    }
+
+    /// The item no longer waits.
+    fn gone(&mut self, place: &Place) {
+        self.items = self.items.saturating_sub(1);
+        self.visible = self.visible.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(u64::from(place.payload_len));
+    }
+
+    /// A taken item waits again, before all others by the order of ids.
+    pub(crate) fn return_waiting(&mut self, place: Place) {
+        self.items += 1;
+        self.visible += 1;
+        self.bytes += u64::from(place.payload_len);
+        self.put_back(place);
+    }
+
+    fn put_back(&mut self, place: Place) {
+        self.aborted.insert(place.id, place);
+    }
+
+    /// Whether its time is over, by its own expiry or by the present `max_age`. At the very millisecond it is alive.
+    fn is_expired(&self, place: &Place, now_ms: u64) -> bool {
+        now_ms > place.expiry_ms || now_ms.saturating_sub(place.put_ms) > self.max_age_ms
+    }
+
+    /// Whether any waiting item can expire at all.
+    pub(crate) fn can_expire(&self) -> bool {
+        self.items > 0 && (self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.is_behind())
+    }
+
+    fn pop(&mut self, journal: &Journal, rules: Rules) -> Result<Option<Place>, TakeError> {
+        if let Some((_, place)) = self.aborted.pop_first() {
+            return Ok(Some(place));
+        }
+        if self.is_behind() {
+            self.refill(journal, rules)?;
+        }
+        if self.ring.len() <= self.hidden {
+            return Ok(None);
+        }
+        let place = self.ring.pop_front();
+        if let Some(place) = &place {
+            self.ring_bytes -= u64::from(place.payload_len);
+            self.expiring -= u64::from(place.expiry_ms != NEVER_MS);
+        }
+        Ok(place)
+    }
+
+    /// Reads on in the journal while the ring has room. Damage is an error only once the ring is empty.
+    fn refill(&mut self, journal: &Journal, rules: Rules) -> Result<(), TakeError> {
+        let mut looked = 0;
+        while self.is_behind() && (looked < REFILL_STEP || self.ring.is_empty()) {
+            looked += 1;
+            match self.read_next(journal, rules) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if self.ring.len() <= self.hidden => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the cursor one frame on; `false`: no room, or nothing that may be delivered.
+    fn read_next(&mut self, journal: &Journal, rules: Rules) -> Result<bool, TakeError> {
+        let at = self.cursor;
+        let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
+        let segment = match self.segment(journal, at.segment).map_err(io)? {
+            Some(segment) if at.offset < segment.end() => segment,
+            Some(segment) if !segment.is_sealed() => {
+                debug_assert!(false, "behind at the end of the journal");
+                return Ok(false);
+            }
+            _ => match journal.segment_after(at.segment).map_err(io)? {
+                Some(next) => {
+                    self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
+                    self.current = Some(next);
+                    return Ok(true);
+                }
+                None => {
+                    // Only frames without items were left.
+                    self.read_id = self.offered_id;
+                    return Ok(false);
+                }
+            },
+        };
+        segment.check_whole(rules.now_ms).map_err(io)?;
+        let end = segment.end();
+        let frame = segment.frame_at(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
+        let Some(frame) = frame else {
+            return self.read_over_damage(&segment, end, rules);
+        };
+        let next = at.offset + frame.total_len();
+        if !frame.kind.is_item() {
+            self.cursor.offset = next;
+            return Ok(true);
+        }
+        let id = frame.id.unwrap_or(segment.first_id + u64::from(at.ordinal));
+        if id > self.visible_id {
+            return Ok(false);
+        }
+        let lane = segment.lane(at.ordinal).map_err(io)?;
+        if lane == Some(Lane::Done) {
+            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
+            self.read_id = id;
+            return Ok(true);
+        }
+        if !self.has_room(frame.payload_len) {
+            return Ok(false);
+        }
+        let place = Place {
+            id,
+            segment: at.segment,
+            offset: at.offset,
+            ordinal: at.ordinal,
+            payload_len: frame.payload_len,
+            head_len: frame.head_len(),
+            payload_crc: frame.payload_crc,
+            user_flags: frame.user_flags,
+            put_ms: segment.base_ms + u64::from(frame.time_delta),
+            expiry_ms: frame.expiry_ms.unwrap_or(NEVER_MS),
+        };
+        if self.is_expired(&place, rules.now_ms) {
+            self.spent |= segment.mark_done(place.ordinal).map_err(io)?;
+            self.counts.expired += 1;
+            self.gone(&place);
+            self.read_id = id;
+            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
+            return Ok(true);
+        }
+        self.push(place);
+        Ok(true)
+    }
+
+    /// At an invalid frame: goes on behind it if nothing that waits is lost by that, or if the caller salvages.
+    fn read_over_damage(&mut self, segment: &Segment, end: u32, rules: Rules) -> Result<bool, TakeError> {
+        let at = self.cursor;
+        let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
+        let mut offset = at.offset + frame::ALIGN;
+        let mut next = Cursor { offset: end, ordinal: segment.count(), ..at };
+        while offset < end {
+            let candidate = segment.frame_at(offset, end).map_err(io)?;
+            if let Some(frame) = candidate
+                && frame.ordinal >= at.ordinal
+                && frame.ordinal <= segment.count()
+                && segment.payload(offset, frame.head_len(), frame.payload_len, frame.payload_crc).map_err(io)?.is_some()
+            {
+                next = Cursor { offset, ordinal: frame.ordinal, ..at };
+                break;
+            }
+            offset += frame::ALIGN;
+        }
+        let mut lost = Vec::new();
+        for ordinal in at.ordinal..next.ordinal {
+            if segment.lane(ordinal).map_err(io)? != Some(Lane::Done) {
+                lost.push(ordinal);
+            }
+        }
+        if let Some(first) = lost.first()
+            && !rules.salvage
+        {
+            let id = segment.first_id + u64::from(*first);
+            return Err(TakeError::Damaged { segment: at.segment, offset: at.offset, id });
+        }
+        for ordinal in lost {
+            // Given up by the option that says so; marked, so that the rest can free the file.
+            self.spent |= segment.mark_done(ordinal).map_err(io)?;
+            self.counts.damaged += 1;
+            self.items = self.items.saturating_sub(1);
+            self.visible = self.visible.saturating_sub(1);
+        }
+        self.cursor = next;
+        if next.ordinal > at.ordinal {
+            self.read_id = segment.first_id + u64::from(next.ordinal) - 1;
+        }
+        Ok(true)
+    }
+
+    /// Removes up to `max` expired items, wherever in the ring they are, and on disk while the ring is empty of live ones.
+    pub(crate) fn sweep(&mut self, journal: &Journal, rules: Rules, max: u64) -> Result<u64, TakeError> {
+        let before = self.counts.expired;
+        let mut wanted = max;
+        let aborted: Vec<Place> = self.aborted.values().filter(|p| self.is_expired(p, rules.now_ms)).copied().collect();
+        for place in aborted {
+            if wanted == 0 {
+                break;
+            }
+            self.aborted.remove(&place.id);
+            self.expire(journal, place)?;
+            wanted -= 1;
+        }
+        loop {
+            let due = self.next_expiry_ms < rules.now_ms || self.max_age_ms != NEVER_MS;
+            if due && wanted > 0 {
+                wanted -= self.sweep_ring(journal, rules, wanted)?;
+            }
+            if wanted == 0 || !self.is_behind() || !self.has_room(0) {
+                break;
+            }
+            let (read, expired) = (self.read_id, self.counts.expired);
+            self.refill(journal, rules)?;
+            wanted = wanted.saturating_sub(self.counts.expired - expired);
+            if self.read_id == read {
+                break;
+            }
+        }
+        Ok(self.counts.expired - before)
+    }
+
+    fn sweep_ring(&mut self, journal: &Journal, rules: Rules, max: u64) -> Result<u64, TakeError> {
+        let visible = self.ring.len() - self.hidden;
+        let mut swept = Vec::new();
+        let mut kept = VecDeque::with_capacity(self.ring.len());
+        let mut next_expiry_ms = NEVER_MS;
+        for (i, place) in std::mem::take(&mut self.ring).into_iter().enumerate() {
+            if i < visible && (swept.len() as u64) < max && self.is_expired(&place, rules.now_ms) {
+                swept.push(place);
+            } else {
+                next_expiry_ms = next_expiry_ms.min(place.expiry_ms);
+                kept.push_back(place);
+            }
+        }
+        self.ring = kept;
+        self.next_expiry_ms = next_expiry_ms;
+        let count = swept.len() as u64;
+        for place in swept {
+            self.ring_bytes -= u64::from(place.payload_len);
+            self.expiring -= u64::from(place.expiry_ms != NEVER_MS);
+            self.expire(journal, place)?;
+        }
+        Ok(count)
+    }
+
+    fn expire(&mut self, journal: &Journal, place: Place) -> Result<(), TakeError> {
+        self.gone(&place);
+        self.counts.expired += 1;
+        self.finish(journal, &place)
+    }
+
+    fn finish(&mut self, journal: &Journal, place: &Place) -> Result<(), TakeError> {
+        let io = |error| TakeError::Io { segment: place.segment, offset: place.offset, error };
+        if let Some(segment) = self.segment(journal, place.segment).map_err(io)? {
+            self.spent |= segment.mark_done(place.ordinal).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the oldest waiting item; `false` if none may be dropped.
+    pub(crate) fn drop_oldest(&mut self, journal: &Journal, rules: Rules) -> Result<bool, TakeError> {
+        let Some(taken) = self.take(journal, rules)? else { return Ok(false) };
+        self.counts.discarded += 1;
+        self.finish(journal, &taken.place)?;
+        Ok(true)
+    }
+
+    /// Notes that a consumer holds an item and returns the serial of this opening.
+    pub(crate) fn hold(&mut self, taken: &Taken, starts: u32, since_ms: u64) -> u64 {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let held =
+            Held { place: taken.place, segment: Some(Arc::clone(&taken.segment)), starts, since_ms, serial };
+        self.open.insert(taken.place.id, held);
+        serial
+    }
+
+    /// Ends an opening; `None`: it has ended before.
+    pub(crate) fn release(&mut self, id: u64, serial: u64) -> Option<Held> {
+        match self.open.get(&id) {
+            Some(held) if held.serial == serial => self.open.remove(&id),
+            _ => None,
+        }
+    }
+
+    /// Everything offered so far is gone; returns how many waited.
+    pub(crate) fn clear(&mut self) -> u64 {
+        let cleared = self.items;
+        self.ring.clear();
+        self.aborted.clear();
+        (self.hidden, self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, 0, NEVER_MS);
+        (self.items, self.bytes, self.visible) = (0, 0, 0);
+        self.read_id = self.offered_id;
+        self.visible_id = self.offered_id;
+        self.current = None;
+        for held in self.open.values_mut() {
+            held.segment = None;
+        }
+        self.counts.clears += 1;
+        cleared
+    }
+
+    /// Items held ready and their bytes.
+    pub(crate) fn in_memory(&self) -> (u64, u64) {
+        let aborted: u64 = self.aborted.values().map(|p| u64::from(p.payload_len)).sum();
+        ((self.ring.len() + self.aborted.len()) as u64, self.ring_bytes + aborted)
+    }
+
+    /// Put time of the first item that waits, as far as it is known without reading.
+    pub(crate) fn oldest_put_ms(&self) -> Option<u64> {
+        self.aborted.values().next().or_else(|| self.ring.front()).map(|place| place.put_ms)
+    }
+
+    /// The first waiting item, without taking it.
+    pub(crate) fn peek(&mut self, journal: &Journal, rules: Rules) -> Result<Option<Taken>, TakeError> {
+        let taken = self.take(journal, rules)?;
+        if let Some(taken) = &taken {
+            self.return_waiting(taken.place);
+        }
+        Ok(taken)
+    }
+}

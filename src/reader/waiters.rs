@@ -1,0 +1,250 @@
+//! One fair line for threads and tasks.
+//!
+//! A waiter takes a ticket when it begins to wait and keeps it until it has an item or leaves, so that a woken waiter who
+//! finds nothing stands where it stood. What is handed over is a promise, not an item:
+//!
+//! ```text
+//!            notify (oldest ticket first)           take                       item
+//!  in line ───────────────────────────────► promised ─────► gone
+//!     ▲                                        │ nothing there: the same ticket again
+//!     └────────────────────────────────────────┘
+//!  leaves in line: nothing to do · leaves promised: the promise passes to the next
+//! ```
+//!
+//! Whoever comes without a ticket takes only what is promised to nobody. So no item waits while a consumer sleeps, nobody
+//! overtakes, and a future that is dropped at any moment loses nothing. `event-listener` has the same hand-over but puts a
+//! waiter that listens again at the end of its line; the tickets are why this line is our own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+/// One who waits. Shared by the line and by the thread or future itself.
+#[derive(Debug, Default)]
+pub(crate) struct Waiter {
+    /// Set under the line's lock when a promise is made or the line ends; Release, read with Acquire.
+    called: AtomicBool,
+    wake: Mutex<Option<Wake>>,
+}
+
+#[derive(Debug)]
+enum Wake {
+    Thread(Thread),
+    Task(Waker),
+}
+
+/// The place of a waiter in the line.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    number: u64,
+    waiter: Arc<Waiter>,
+    /// Out of the line for good; written under the line's lock.
+    left: AtomicBool,
+}
+
+/// Those who wait, and how many of those who left the line have a promise open. Guarded by the reader's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    waiting: BTreeMap<u64, Arc<Waiter>>,
+    next: u64,
+    promised: u64,
+}
+
+/// Waiters to be woken once the lock is released: no waker runs under it.
+#[derive(Debug, Default)]
+#[must_use = "a waiter that is not woken sleeps on its promise"]
+pub(crate) struct Wakes(Vec<Arc<Waiter>>);
+
+impl Wakes {
+    pub(crate) fn wake(self) {
+        for waiter in self.0 {
+            waiter.wake();
+        }
+    }
+}
+
+impl Line {
+    pub(crate) fn len(&self) -> u64 {
+        self.waiting.len() as u64 + self.promised
+    }
+
+    pub(crate) fn promised(&self) -> u64 {
+        self.promised
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.promised == 0
+    }
+
+    /// Joins at the end.
+    pub(crate) fn join(&mut self) -> Ticket {
+        let waiter = Arc::new(Waiter::default());
+        let number = self.next;
+        self.next += 1;
+        self.waiting.insert(number, Arc::clone(&waiter));
+        Ticket { number, waiter, left: AtomicBool::new(false) }
+    }
+
+    /// Whether the ticket holds a promise (or the line was ended).
+    pub(crate) fn is_called(&self, ticket: &Ticket) -> bool {
+        !self.waiting.contains_key(&ticket.number)
+    }
+
+    /// A promise that could not be kept: back to the old place.
+    pub(crate) fn rejoin(&mut self, ticket: &Ticket) {
+        if self.is_called(ticket) {
+            self.promised = self.promised.saturating_sub(1);
+            ticket.waiter.called.store(false, Ordering::Relaxed);
+            self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));
+        }
+    }
+
+    /// A promise was kept, or is given up; out of the line either way. Returns whether it had one.
+    pub(crate) fn leave(&mut self, ticket: &Ticket) -> bool {
+        ticket.left.store(true, Ordering::Relaxed);
+        if self.waiting.remove(&ticket.number).is_some() {
+            return false;
+        }
+        self.promised = self.promised.saturating_sub(1);
+        true
+    }
+
+    /// Out of the line, wherever the ticket stands; one that has left already is no longer known.
+    pub(crate) fn forget(&mut self, ticket: &Ticket) {
+        if !ticket.left.load(Ordering::Relaxed) {
+            self.leave(ticket);
+        }
+    }
+
+    /// Promises until `available` promises are out or nobody waits.
+    pub(crate) fn promise_up_to(&mut self, available: u64, wakes: &mut Wakes) {
+        while self.promised < available {
+            let Some((_, waiter)) = self.waiting.pop_first() else { return };
+            self.promised += 1;
+            waiter.called.store(true, Ordering::Release);
+            wakes.0.push(waiter);
+        }
+    }
+
+    /// Calls everybody: the queue is going away.
+    pub(crate) fn end(&mut self, wakes: &mut Wakes) {
+        self.promise_up_to(u64::MAX, wakes);
+    }
+}
+
+impl Waiter {
+    fn wake(&self) {
+        match self.wake.lock().take() {
+            Some(Wake::Thread(thread)) => thread.unpark(),
+            Some(Wake::Task(waker)) => waker.wake(),
+            // It has not gone to sleep yet and will see `called`.
+            None => {}
+        }
+    }
+}
+
+impl Ticket {
+    /// Sleeps until called or until `deadline`; `false`: the time is over.
+    pub(crate) fn sleep(&self, deadline: Option<Instant>) -> bool {
+        sleep_any(&[self], deadline)
+    }
+
+    /// Registers a task to be woken when called; `true` if it is already.
+    pub(crate) fn register(&self, waker: &Waker) -> bool {
+        let mut wake = self.waiter.wake.lock();
+        match &mut *wake {
+            Some(Wake::Task(known)) => known.clone_from(waker),
+            other => *other = Some(Wake::Task(waker.clone())),
+        }
+        drop(wake);
+        self.waiter.called.load(Ordering::Acquire)
+    }
+}
+
+/// Sleeps until one of several tickets is called or until `deadline`; `false`: the time is over.
+pub(crate) fn sleep_any(tickets: &[&Ticket], deadline: Option<Instant>) -> bool {
+    let called = || tickets.iter().any(|t| t.waiter.called.load(Ordering::Acquire));
+    if spin_until(called) {
+        return true;
+    }
+    for ticket in tickets {
+        *ticket.waiter.wake.lock() = Some(Wake::Thread(thread::current()));
+    }
+    loop {
+        if called() {
+            return true;
+        }
+        match deadline {
+            None => thread::park(),
+            Some(deadline) => match deadline.checked_duration_since(crate::disk::instant_now()) {
+                Some(left) if !left.is_zero() => thread::park_timeout(left),
+                _ => return false,
+            },
+        }
+    }
+}
+
+/// Looks for a few microseconds before the caller parks: a partner on another core answers sooner than a sleep and a wake
+/// take. Not on one core, where looking keeps the partner from running.
+fn spin_until(ready: impl Fn() -> bool) -> bool {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    if *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from)) < 2 {
+        return ready();
+    }
+    for _ in 0..200 {
+        if ready() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    ready()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promises_go_out_in_the_order_of_arrival() {
+        let mut line = Line::default();
+        let tickets: Vec<Ticket> = (0..3).map(|_| line.join()).collect();
+        let mut wakes = Wakes::default();
+        line.promise_up_to(2, &mut wakes);
+        assert_eq!(tickets.iter().map(|t| line.is_called(t)).collect::<Vec<_>>(), [true, true, false]);
+        assert_eq!((line.promised(), line.len()), (2, 3));
+        wakes.wake();
+    }
+
+    #[test]
+    fn a_promise_that_was_not_kept_leads_back_to_the_old_place() {
+        let mut line = Line::default();
+        let first = line.join();
+        let second = line.join();
+        let mut wakes = Wakes::default();
+        line.promise_up_to(1, &mut wakes);
+        line.rejoin(&first);
+        assert_eq!(line.promised(), 0);
+        line.promise_up_to(1, &mut wakes);
+        assert!(line.is_called(&first) && !line.is_called(&second));
+        wakes.wake();
+    }
+
+    #[test]
+    fn who_leaves_with_a_promise_says_so() {
+        let mut line = Line::default();
+        let first = line.join();
+        let second = line.join();
+        let mut wakes = Wakes::default();
+        line.promise_up_to(1, &mut wakes);
+        assert!(line.leave(&first));
+        assert!(!line.leave(&second));
+        assert!(line.is_empty());
+        wakes.wake();
+    }
+}

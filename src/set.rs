@@ -1,0 +1,1030 @@
+//! A directory of queues: its lock, its registry, how it opens and closes.
+//!
+//! ```text
+//! <dir>/lock                     held while the set is open; the holder's process id
+//! <dir>/set                      set id, and the highest id of any deleted queue
+//! <dir>/queues/<encoded name>/   meta, <number>.new, <number>.seg
+//! <dir>/pool/<number>.spare      segments for re-use
+//! <dir>/trash/                   deleted queues on their way out
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::disk::{self, Disk, EntryKind, File, ForkGuard};
+use crate::error::{Error, GetError, OpenError, OptionsError, SyncError};
+use crate::format::header;
+use crate::format::meta::{self, QueueMeta, SetMeta};
+use crate::format::{Fault, VERSION, name};
+use crate::journal::pool::Pool;
+use crate::journal::recovery::{Outcome, Recovery, Wishes};
+use crate::journal::{Context, Journal, MetaFile};
+use crate::options::{Durability, OnDamage, QueueOptions};
+use crate::planted::{self, Bug};
+use crate::queue::Queue;
+use crate::queue::core::{Clock, Core, Mode, Patience, Shared, Took};
+use crate::queue::open_item::OpenItem;
+use crate::reader::Reader;
+use crate::reader::waiters::sleep_any;
+use crate::stats::{RecoveryProgress, SetStats};
+use crate::upkeep::Upkeep;
+
+type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
+
+/// A directory with its named queues: a cheap handle, to be cloned at will.
+///
+/// One process at a time has a set open for writing; a second opener gets [`OpenError::Locked`] at once. Queues are loaded
+/// when first used. The set closes when [`close`](QueueSet::close) is called, or when the last handle of it and of its queues
+/// is dropped.
+///
+/// # Fork
+/// In a forked child every operation answers `Forked`, and dropping the handles there changes nothing. While such a child
+/// lives, it keeps the lock of a parent that has ended: the next opener gets `Locked`.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path();
+/// use kestrel_core::{OpenError, QueueSet};
+/// let set = QueueSet::open(path)?;
+/// set.queue("mail")?.put(b"to: ada")?;
+/// assert!(matches!(QueueSet::open(path), Err(OpenError::Locked { .. })));
+/// set.close()?;
+/// let set = QueueSet::open(path)?;
+/// assert_eq!(set.names(), ["mail"]);
+/// assert_eq!(set.queue("mail")?.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct QueueSet {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    set_id: u128,
+    boot_id: u128,
+    shared: Arc<Shared>,
+    pool: Arc<Pool>,
+    defaults: QueueOptions,
+    overrides: HashMap<String, QueueOptions>,
+    on_recovery: Option<OnRecovery>,
+    /// Lock 1. Every queue of the directory, loaded or not.
+    registry: Mutex<BTreeMap<String, Arc<Slot>>>,
+    meta: Mutex<SetFile>,
+    /// Given up at close, so that the directory can be opened again while handles are still around.
+    lock: Mutex<Option<File>>,
+    creates: AtomicU64,
+    deletes: AtomicU64,
+}
+
+/// A queue's entry; its lock is held while the queue is loaded, so that only who wants that queue waits.
+#[derive(Default)]
+struct Slot {
+    core: Mutex<Option<Arc<Core>>>,
+}
+
+struct SetFile {
+    meta: SetMeta,
+    file: Option<File>,
+    sequence: u64,
+    next_slot: usize,
+}
+
+/// How a set is to be opened: [`QueueSet::builder`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// use kestrel_core::{Durability, QueueOptions, QueueSet};
+/// let set = QueueSet::builder()
+///     .defaults(QueueOptions::default().durability(Durability::Os))
+///     .queue_options("payments", QueueOptions::default())
+///     .max_disk_bytes(1 << 30)
+///     .open(dir.path())?;
+/// assert_eq!(set.queue("logs")?.options().durability, Durability::Os);
+/// assert_eq!(set.queue("payments")?.options().durability, Durability::Sync);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a builder does nothing until `open`"]
+pub struct QueueSetBuilder {
+    defaults: QueueOptions,
+    overrides: HashMap<String, QueueOptions>,
+    max_disk_bytes: u64,
+    pool_bytes: u64,
+    on_damage: OnDamage,
+    on_recovery: Option<OnRecovery>,
+    read_only: bool,
+    disk: Disk,
+}
+
+impl Default for QueueSetBuilder {
+    fn default() -> Self {
+        QueueSetBuilder {
+            defaults: QueueOptions::default(),
+            overrides: HashMap::new(),
+            max_disk_bytes: u64::MAX,
+            pool_bytes: 256 << 20,
+            on_damage: OnDamage::Refuse,
+            on_recovery: None,
+            read_only: false,
+            disk: Disk::real(),
+        }
+    }
+}
+
+impl QueueSetBuilder {
+    /// Options of queues that have none of their own.
+    pub fn defaults(mut self, options: QueueOptions) -> Self {
+        self.defaults = options;
+        self
+    }
+
+    /// Options of one queue; they win over the defaults and over what the queue has stored.
+    pub fn queue_options(mut self, name: &str, options: QueueOptions) -> Self {
+        self.overrides.insert(name.to_owned(), options);
+        self
+    }
+
+    /// Most bytes of segment files, spares included, over all queues that are loaded. A put that would need more is refused
+    /// with [`Limit::Disk`](crate::Limit::Disk), or drops oldest items where `when_full` says so. Default: no limit.
+    pub fn max_disk_bytes(mut self, bytes: u64) -> Self {
+        self.max_disk_bytes = bytes;
+        self
+    }
+
+    /// Most bytes of segments kept for re-use. Default: 256 MiB.
+    pub fn pool_bytes(mut self, bytes: u64) -> Self {
+        self.pool_bytes = bytes;
+        self
+    }
+
+    /// What to do with a damaged queue. Default: refuse to open that queue.
+    pub fn on_damage(mut self, choice: OnDamage) -> Self {
+        self.on_damage = choice;
+        self
+    }
+
+    /// Told while a queue is recovered, once per segment; answering `false` cancels ([`OpenError::Cancelled`]), and nothing
+    /// is changed. Called without any lock held that the callback could need.
+    pub fn on_recovery(mut self, callback: impl Fn(&RecoveryProgress) -> bool + Send + Sync + 'static) -> Self {
+        self.on_recovery = Some(Arc::new(callback));
+        self
+    }
+
+    /// Opens for looking only: creates nothing, takes no lock, changes nothing. `peek`, `len`, `names` and `stats` work. The
+    /// state shown is that of the moment in which a queue is first looked at.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn disk(mut self, disk: Disk) -> Self {
+        self.disk = disk;
+        self
+    }
+
+    /// A set on a simulated disk.
+    #[cfg(feature = "testing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+    pub fn simulated(self, disk: &crate::testing::SimDisk) -> Self {
+        self.disk(Disk::Sim(disk.clone()))
+    }
+
+    /// Opens the set in `dir`, creating it if there is none.
+    ///
+    /// Lists the queues; each is recovered when it is first used.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`], [`OpenError::ReadOnly`], [`OpenError::UnsupportedVersion`], [`OpenError::Corrupt`] for the set's
+    /// own header, [`OpenError::Options`] for options out of range, [`OpenError::Io`].
+    pub fn open(self, dir: impl AsRef<Path>) -> Result<QueueSet, OpenError> {
+        let dir = dir.as_ref();
+        self.defaults.check()?;
+        for (name, options) in &self.overrides {
+            check_name(name)?;
+            options.check()?;
+        }
+        let disk = &self.disk;
+        let io = |error| open_error(dir, error);
+        let lock = if self.read_only {
+            None
+        } else {
+            let is_new = disk.list(dir).is_err();
+            disk.create_dir_all(dir).map_err(io)?;
+            if is_new
+                && let Some(parent) = dir.parent()
+                && !parent.as_os_str().is_empty()
+            {
+                disk.sync_dir(parent).map_err(io)?;
+            }
+            Some(take_lock(disk, &dir.join("lock"))?)
+        };
+        let file = open_set_file(disk, dir, self.read_only)?;
+        let queues = dir.join("queues");
+        let pool_dir = dir.join("pool");
+        if !self.read_only {
+            for dir in [&queues, &pool_dir, &dir.join("trash")] {
+                disk.create_dir_all(dir).map_err(|e| open_error(dir, e))?;
+            }
+            disk.sync_dir(dir).map_err(io)?;
+            empty_trash(disk, &dir.join("trash"));
+        }
+        let mut names = BTreeMap::new();
+        list_queues(disk, &queues, &mut Vec::new(), &mut names).map_err(|e| open_error(&queues, e))?;
+        let pool = Pool::open(disk.clone(), pool_dir.clone(), self.pool_bytes, self.max_disk_bytes, self.read_only)
+            .map_err(|e| open_error(&pool_dir, e))?;
+        let shared = Arc::new(Shared {
+            disk: disk.clone(),
+            clock: Clock::new(disk.clone()),
+            fork: ForkGuard::new(),
+            upkeep: Upkeep::start(disk).map_err(io)?,
+            closed: AtomicBool::new(false),
+            read_only: self.read_only,
+            salvage: self.on_damage == OnDamage::Salvage,
+        });
+        Ok(QueueSet {
+            inner: Arc::new(Inner {
+                dir: dir.to_owned(),
+                set_id: file.meta.set_id,
+                boot_id: disk.boot_id(),
+                shared,
+                pool: Arc::new(pool),
+                defaults: self.defaults,
+                overrides: self.overrides,
+                on_recovery: self.on_recovery,
+                registry: Mutex::new(names),
+                meta: Mutex::new(file),
+                lock: Mutex::new(lock),
+                creates: AtomicU64::new(0),
+                deletes: AtomicU64::new(0),
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for QueueSetBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueSetBuilder").field("defaults", &self.defaults).finish_non_exhaustive()
+    }
+}
+
+impl QueueSet {
+    /// Opens the set in `dir` with default options, creating it if there is none.
+    ///
+    /// # Errors
+    /// See [`QueueSetBuilder::open`].
+    pub fn open(dir: impl AsRef<Path>) -> Result<QueueSet, OpenError> {
+        QueueSet::builder().open(dir)
+    }
+
+    /// Opens a set for looking only: see [`QueueSetBuilder::read_only`].
+    ///
+    /// # Errors
+    /// As [`open`](QueueSet::open); a directory without a set is an [`OpenError::Io`].
+    pub fn open_read_only(dir: impl AsRef<Path>) -> Result<QueueSet, OpenError> {
+        QueueSet::builder().read_only(true).open(dir)
+    }
+
+    /// A builder, for options that differ from the defaults.
+    pub fn builder() -> QueueSetBuilder {
+        QueueSetBuilder::default()
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// The random number that names this set, drawn when it was created.
+    pub fn id(&self) -> u128 {
+        self.inner.set_id
+    }
+
+    fn handle(&self, core: Arc<Core>) -> Queue {
+        Queue { core, _set: self.clone() }
+    }
+
+    /// The queue of this name, created if there is none.
+    ///
+    /// Names have 1 to 200 bytes of UTF-8 without NUL and `+`. The first use of a queue recovers it, which takes time only
+    /// for what was not closed in good order.
+    ///
+    /// # Errors
+    /// [`OpenError::InvalidName`]; [`OpenError::Corrupt`], [`OpenError::MissingSegment`], [`OpenError::ForeignSegment`],
+    /// [`OpenError::UnsupportedVersion`], [`OpenError::NotRegular`] for the queue's files, which are left as they are while
+    /// other queues go on; [`OpenError::NoSpace`], [`OpenError::Io`], [`OpenError::Closed`], [`OpenError::Forked`].
+    pub fn queue(&self, name: &str) -> Result<Queue, OpenError> {
+        let core = self.load(name, Want::Create(None))?.ok_or(OpenError::Closed)?;
+        Ok(self.handle(core))
+    }
+
+    /// The queue of this name with these options, which are stored: it is created with them, or they are put in force as by
+    /// [`Queue::set_options`].
+    ///
+    /// # Errors
+    /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
+    pub fn queue_with(&self, name: &str, options: QueueOptions) -> Result<Queue, OpenError> {
+        options.check()?;
+        let core = self.load(name, Want::Create(Some(&options)))?.ok_or(OpenError::Closed)?;
+        let queue = self.handle(core);
+        if queue.options() != options {
+            queue.set_options(options)?;
+        }
+        Ok(queue)
+    }
+
+    /// The queue of this name if there is one.
+    ///
+    /// # Errors
+    /// As [`queue`](QueueSet::queue).
+    pub fn get_queue(&self, name: &str) -> Result<Option<Queue>, OpenError> {
+        Ok(self.load(name, Want::Existing)?.map(|core| self.handle(core)))
+    }
+
+    /// The names of all queues, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.inner.registry.lock().keys().cloned().collect()
+    }
+
+    /// Removes a queue with all its items and files; `false` if there was none.
+    ///
+    /// Who waits for an item of it gets `Closed` at once, and so does every later use of an old handle. Items of it that are
+    /// open stay with their consumers as values. A new queue of the same name starts empty, with ids above all earlier ones.
+    /// After a crash during the call either all of the queue is there or nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it could not be removed.
+    pub fn delete(&self, name: &str) -> Result<bool, Error> {
+        self.inner.check_open()?;
+        if self.inner.shared.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let Some(slot) = self.inner.registry.lock().get(name).cloned() else { return Ok(false) };
+        let mut loaded = slot.core.lock();
+        let highest = match &*loaded {
+            Some(core) => {
+                core.shut(false);
+                core.journal.disarm();
+                core.journal.appended()
+            }
+            None => self.inner.highest_id(name),
+        };
+        let has_files = loaded.as_ref().is_none_or(|core| core.has_journal());
+        self.inner.raise_id_floor(highest).map_err(|source| Error::Io { path: self.inner.dir.join("set"), source })?;
+        if has_files {
+            self.inner.remove_files(name, loaded.as_deref())?;
+        }
+        *loaded = None;
+        self.inner.registry.lock().remove(name);
+        self.inner.deletes.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Opens the next item of the first of `queues` that has one, waiting up to `timeout` for any. Returns the index of its
+    /// queue. Leaves nothing behind in the lines of the others.
+    ///
+    /// # Errors
+    /// As [`Queue::open`], of the first queue that fails.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use std::time::Duration;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let both = [set.queue("urgent")?, set.queue("rest")?];
+    /// both[1].put("later")?;
+    /// let Some((index, item)) = set.open_any(&both, Duration::from_secs(1))? else { return Ok(()) };
+    /// assert_eq!(index, 1);
+    /// item.close()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open_any(&self, queues: &[Queue], timeout: Duration) -> Result<Option<(usize, OpenItem)>, GetError> {
+        let patience = Patience::lasting(timeout);
+        let opened = |index: usize, given: crate::queue::core::Given| {
+            (index, OpenItem::new(Arc::clone(&queues[index].core), given.item, given.serial))
+        };
+        for (index, queue) in queues.iter().enumerate() {
+            queue.core.may_take()?;
+            if let Took::Item(given) = queue.core.take(Mode::Open, None)? {
+                return Ok(Some(opened(index, given)));
+            }
+        }
+        if matches!(patience, Patience::None) || queues.is_empty() {
+            queues.iter().for_each(|queue| queue.core.missed(Mode::Open));
+            return Ok(None);
+        }
+        let places: Vec<_> = queues.iter().map(|queue| queue.core.join()).collect();
+        loop {
+            for (index, (queue, place)) in queues.iter().zip(&places).enumerate() {
+                if let Took::Item(given) = queue.core.take(Mode::Open, Some(&place.ticket))? {
+                    return Ok(Some(opened(index, given)));
+                }
+            }
+            let tickets: Vec<_> = places.iter().map(|place| &place.ticket).collect();
+            if !sleep_any(&tickets, patience.deadline()) {
+                for (index, (queue, place)) in queues.iter().zip(&places).enumerate() {
+                    if let Took::Item(given) = queue.core.take(Mode::Open, Some(&place.ticket))? {
+                        return Ok(Some(opened(index, given)));
+                    }
+                }
+                queues.iter().for_each(|queue| queue.core.missed(Mode::Open));
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Makes everything done so far in all loaded queues durable.
+    ///
+    /// # Errors
+    /// The first [`SyncError`] met; the other queues are synced all the same.
+    pub fn sync(&self) -> Result<(), SyncError> {
+        if self.inner.shared.fork.forked() {
+            return Err(SyncError::Forked);
+        }
+        if self.inner.shared.closed.load(Ordering::Acquire) {
+            return Err(SyncError::Closed);
+        }
+        let mut result = Ok(());
+        for core in self.inner.loaded() {
+            result = result.and(core.sync());
+        }
+        result
+    }
+
+    /// The set's counters and gauges.
+    pub fn stats(&self) -> SetStats {
+        let loaded = self.inner.loaded();
+        let (pool_segments, pool_bytes, disk_bytes) = self.inner.pool.gauges();
+        let mut stats = SetStats {
+            queues: self.inner.registry.lock().len() as u64,
+            open_queues: loaded.len() as u64,
+            queue_creates: self.inner.creates.load(Ordering::Relaxed),
+            queue_deletes: self.inner.deletes.load(Ordering::Relaxed),
+            pool_segments,
+            pool_bytes,
+            disk_bytes,
+            ..SetStats::default()
+        };
+        for core in loaded {
+            let reader = core.reader.lock();
+            stats.items += reader.items;
+            stats.bytes += reader.bytes;
+        }
+        stats
+    }
+
+    /// Closes the set for all its handles: wakes everybody who waits (with `Closed`), makes all durable, ends the background
+    /// thread, gives the lock up.
+    ///
+    /// Dropping the last handle does the same, without telling of errors. Items still open come back with the next open, and
+    /// the starts that this interrupts are not counted.
+    ///
+    /// # Errors
+    /// The first failed sync; the set is closed all the same.
+    pub fn close(self) -> Result<(), Error> {
+        self.inner.check_open()?;
+        self.inner.close().map_err(Error::from)
+    }
+
+    /// Runs the chores that a background thread does on a real disk.
+    #[cfg(test)]
+    pub(crate) fn run_upkeep(&self) {
+        self.inner.shared.upkeep.run_pending();
+    }
+
+    /// Runs the background chores that are due; a set on a simulated disk has no thread for them.
+    #[cfg(feature = "testing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+    pub fn run_chores(&self) {
+        self.inner.shared.upkeep.run_pending();
+    }
+
+    fn load(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
+        check_name(name)?;
+        let inner = &self.inner;
+        inner.check_open().map_err(|error| match error {
+            Error::Forked => OpenError::Forked,
+            _ => OpenError::Closed,
+        })?;
+        let (slot, is_new) = {
+            let mut registry = inner.registry.lock();
+            match registry.get(name) {
+                Some(slot) => (Arc::clone(slot), false),
+                None => match want {
+                    Want::Existing => return Ok(None),
+                    Want::Create(_) if inner.shared.read_only => {
+                        return Err(OpenError::ReadOnly { path: inner.dir.clone() });
+                    }
+                    Want::Create(_) => {
+                        let slot = Arc::new(Slot::default());
+                        registry.insert(name.to_owned(), Arc::clone(&slot));
+                        (slot, true)
+                    }
+                },
+            }
+        };
+        let mut loaded = slot.core.lock();
+        if let Some(core) = &*loaded {
+            return Ok(Some(Arc::clone(core)));
+        }
+        // While we waited for the slot, the queue may have been deleted, or the set closed.
+        if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
+            drop(loaded);
+            return self.load(name, want);
+        }
+        if inner.shared.closed.load(Ordering::Acquire) {
+            return Err(OpenError::Closed);
+        }
+        let given = match want {
+            Want::Create(options) => options,
+            Want::Existing => None,
+        };
+        match inner.open_queue(name, given) {
+            Ok((core, created)) => {
+                *loaded = Some(Arc::clone(&core));
+                inner.creates.fetch_add(u64::from(created), Ordering::Relaxed);
+                Ok(Some(core))
+            }
+            Err(error) => {
+                if is_new {
+                    inner.registry.lock().remove(name);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Want<'a> {
+    Existing,
+    Create(Option<&'a QueueOptions>),
+}
+
+impl Inner {
+    fn check_open(&self) -> Result<(), Error> {
+        if self.shared.fork.forked() {
+            return Err(Error::Forked);
+        }
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        Ok(())
+    }
+
+    fn loaded(&self) -> Vec<Arc<Core>> {
+        let slots: Vec<Arc<Slot>> = self.registry.lock().values().cloned().collect();
+        slots.iter().filter_map(|slot| slot.core.lock().clone()).collect()
+    }
+
+    fn queue_dir(&self, name: &str) -> PathBuf {
+        let mut dir = self.dir.join("queues");
+        dir.extend(name::encode(name));
+        dir
+    }
+
+    /// Recovers or creates a queue; says whether it was created.
+    fn open_queue(&self, name: &str, given: Option<&QueueOptions>) -> Result<(Arc<Core>, bool), OpenError> {
+        let disk = &self.shared.disk;
+        let dir = self.queue_dir(name);
+        let id_floor = self.meta.lock().meta.id_floor;
+        let preset = self.overrides.get(name).or(given);
+        let mut meta = match disk.open(&dir.join("meta"), !self.shared.read_only) {
+            Ok(file) => Some(self.read_meta(name, &dir, file)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(open_error(&dir.join("meta"), error)),
+        };
+        let created = meta.is_none();
+        let options = match (&meta, preset) {
+            (_, Some(options)) => options.clone(),
+            (Some(file), None) if !file.meta.options.is_empty() => QueueOptions::from_bytes(&file.meta.options)
+                .ok_or_else(|| OpenError::Corrupt {
+                    queue: name.to_owned(),
+                    path: dir.join("meta"),
+                    segment: None,
+                    offset: 0,
+                    what: "options",
+                })?,
+            _ => self.defaults.clone(),
+        };
+        if !created && !options.journal {
+            return Err(OptionsError::Journal { queue: name.to_owned(), items: 0 }.into());
+        }
+        if meta.is_none() && self.shared.read_only {
+            return Err(OpenError::Io { path: dir.join("meta"), source: io::ErrorKind::NotFound.into() });
+        }
+        let meta = match meta.take() {
+            Some(meta) => meta,
+            None => self.create_meta(name, &dir, given, &options)?,
+        };
+        let create_ms = meta.meta.create_ms;
+        let context = Context {
+            disk: disk.clone(),
+            pool: Arc::clone(&self.pool),
+            dir: options.journal.then(|| dir.clone()),
+            set_id: self.set_id,
+            boot_id: self.boot_id,
+            queue: name.to_owned(),
+            read_only: self.shared.read_only,
+        };
+        let outcome = self.recover(&context, &dir, meta, &options, id_floor)?;
+        self.shared.clock.observe(outcome.newest_ms);
+        let last_id = outcome.recovered.next_id - 1;
+        let unproven = !outcome.recovered.unsynced.is_empty();
+        let has_segments = !outcome.recovered.entries.is_empty();
+        let reader = Reader::new(outcome.first, last_id, outcome.items, outcome.bytes);
+        let durability = options.durability;
+        let has_journal = options.journal;
+        let journal = Journal::new(context, outcome.recovered, options.segment_bytes);
+        let core = Core::new(
+            name.to_owned(),
+            Arc::clone(&self.shared),
+            journal,
+            reader,
+            options.clone(),
+            outcome.report,
+            create_ms,
+            has_journal,
+        );
+        if !self.shared.read_only {
+            if unproven && durability != Durability::Os && !planted::is(Bug::ServeUnproven) {
+                core.sync_round().map_err(|error| OpenError::Io {
+                    path: dir.clone(),
+                    source: match error {
+                        SyncError::Failed { source, .. } => io::Error::new(source.kind(), source),
+                        other => io::Error::other(other),
+                    },
+                })?;
+            }
+            if has_segments {
+                core.ring_free();
+                core.apply(options);
+            }
+        }
+        Ok((core, created))
+    }
+
+    fn recover(
+        &self,
+        context: &Context,
+        dir: &Path,
+        meta: MetaFile,
+        options: &QueueOptions,
+        id_floor: u64,
+    ) -> Result<Outcome, OpenError> {
+        if context.dir.is_none() {
+            return Ok(Recovery::nothing(meta, id_floor));
+        }
+        let progress = |done, total| {
+            let Some(callback) = &self.on_recovery else { return true };
+            callback(&RecoveryProgress {
+                queue: context.queue.clone(),
+                segments_done: done,
+                segments_total: total,
+            })
+        };
+        let wishes = Wishes {
+            salvage: self.shared.salvage,
+            cache_promised: options.durability == Durability::Os,
+            segment_bytes: options.segment_bytes,
+            id_floor,
+            progress: &progress,
+        };
+        Recovery::new(context, wishes).run(dir, meta)
+    }
+
+    fn read_meta(&self, name: &str, dir: &Path, file: File) -> Result<MetaFile, OpenError> {
+        let path = dir.join("meta");
+        let corrupt = |what| OpenError::Corrupt {
+            queue: name.to_owned(),
+            path: path.clone(),
+            segment: None,
+            offset: 0,
+            what,
+        };
+        let bytes = read_small(&file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
+        let slots = meta::decode_queue(&bytes).map_err(|fault| match fault {
+            Fault::Version(found) => OpenError::UnsupportedVersion { path: path.clone(), found, supported: VERSION },
+            Fault::Invalid(what) => corrupt(what),
+        })?;
+        if slots.newest.set_id != self.set_id {
+            return Err(corrupt("queue header (of another set)"));
+        }
+        if slots.newest.name != name {
+            return Err(corrupt("queue header (of another queue)"));
+        }
+        Ok(MetaFile {
+            meta: slots.newest,
+            file: Some(file),
+            sequence: slots.sequence,
+            next_slot: slots.next_slot,
+        })
+    }
+
+    fn create_meta(
+        &self,
+        name: &str,
+        dir: &Path,
+        given: Option<&QueueOptions>,
+        options: &QueueOptions,
+    ) -> Result<MetaFile, OpenError> {
+        let disk = &self.shared.disk;
+        let io = |error| open_error(dir, error);
+        let meta = QueueMeta {
+            set_id: self.set_id,
+            queue_id: disk.random_u64().map_err(io)?,
+            create_ms: self.shared.clock.exact_ms(),
+            segment_floor: 1,
+            segment_last: 0,
+            next_id: self.meta.lock().meta.id_floor + 1,
+            clear_id: 0,
+            freed: Vec::new(),
+            name: name.to_owned(),
+            options: given.map(QueueOptions::to_bytes).unwrap_or_default(),
+        };
+        if !options.journal {
+            return Ok(MetaFile { meta, file: None, sequence: 0, next_slot: 0 });
+        }
+        disk.create_dir_all(dir).map_err(io)?;
+        for entry in disk.list(dir).map_err(io)? {
+            if entry.name.ends_with(".seg") {
+                return Err(OpenError::Corrupt {
+                    queue: name.to_owned(),
+                    path: dir.join("meta"),
+                    segment: None,
+                    offset: 0,
+                    what: "queue header (missing)",
+                });
+            }
+        }
+        let slot = meta::encode_queue(&meta, 1);
+        let file = write_new_file(disk, dir, "meta", &slot).map_err(io)?;
+        // The names of the directory and of those it is nested in.
+        let mut parent = dir.parent();
+        while let Some(dir) = parent.filter(|dir| dir.starts_with(self.dir.join("queues"))) {
+            disk.sync_dir(dir).map_err(io)?;
+            parent = dir.parent();
+        }
+        Ok(MetaFile { meta, file: Some(file), sequence: 1, next_slot: 1 })
+    }
+
+    /// The highest id that a queue which is not loaded may have given out; generous where it cannot be read.
+    fn highest_id(&self, name: &str) -> u64 {
+        let disk = &self.shared.disk;
+        let dir = self.queue_dir(name);
+        let mut highest = 0;
+        if let Ok(file) = disk.open(&dir.join("meta"), false)
+            && let Ok(bytes) = read_small(&file, meta::FILE_LEN)
+            && let Ok(slots) = meta::decode_queue(&bytes)
+        {
+            highest = slots.newest.next_id.saturating_sub(1);
+        }
+        for entry in disk.list(&dir).unwrap_or_default() {
+            let Ok(file) = disk.open(&dir.join(&entry.name), false) else { continue };
+            if let Ok(page) = read_small(&file, header::PAGE)
+                && let Ok(header) = header::decode(&page)
+                && header.set_id == self.set_id
+            {
+                // No segment holds more items than it has bytes.
+                highest = highest.max(header.first_id.saturating_add(header.segment_bytes.into()));
+            }
+        }
+        highest
+    }
+
+    fn raise_id_floor(&self, id: u64) -> io::Result<()> {
+        let mut file = self.meta.lock();
+        if id <= file.meta.id_floor {
+            return Ok(());
+        }
+        let raised = SetMeta { id_floor: id, ..file.meta.clone() };
+        let slot = meta::encode_set(&raised, file.sequence + 1);
+        if let Some(stored) = &file.file {
+            stored.write_at((file.next_slot * meta::SLOT) as u64, &slot)?;
+            stored.sync_data()?;
+        }
+        file.meta = raised;
+        file.sequence += 1;
+        file.next_slot = 1 - file.next_slot;
+        Ok(())
+    }
+
+    /// The queue is gone when its directory has left; what is in it is removed afterwards, or at the next open.
+    fn remove_files(&self, name: &str, core: Option<&Core>) -> Result<(), Error> {
+        let disk = &self.shared.disk;
+        let dir = self.queue_dir(name);
+        let io = |source| Error::Io { path: dir.clone(), source };
+        let trash = self.dir.join("trash");
+        let grave = trash.join(format!("{:016x}", disk.random_u64().map_err(io)?));
+        disk.rename(&dir, &grave).map_err(io)?;
+        disk.sync_dir(&trash).map_err(io)?;
+        let parent = dir.parent().unwrap_or(&self.dir);
+        disk.sync_dir(parent).map_err(io)?;
+        if let Some(core) = core {
+            let (_, bytes, _) = core.journal.gauges();
+            self.pool.forget_bytes(bytes);
+        }
+        empty_trash(disk, &trash);
+        // Directories of a long name that hold nothing any more; harmless if they stay.
+        let queues = self.dir.join("queues");
+        let mut parent = dir.parent();
+        while let Some(dir) = parent.filter(|dir| *dir != queues && dir.starts_with(&queues)) {
+            if disk.remove_dir(dir).is_err() {
+                break;
+            }
+            parent = dir.parent();
+        }
+        Ok(())
+    }
+
+    fn close(&self) -> Result<(), SyncError> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let cores = self.loaded();
+        for core in &cores {
+            core.shut(!self.shared.read_only);
+        }
+        self.shared.upkeep.stop();
+        let mut result = Ok(());
+        for core in &cores {
+            result = result.and(core.settle());
+        }
+        for slot in self.registry.lock().values() {
+            *slot.core.lock() = None;
+        }
+        *self.lock.lock() = None;
+        result
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.shared.fork.forked() {
+            self.shared.upkeep.abandon();
+            return;
+        }
+        // Nobody is left to be told of an error; `close` is there for who wants to know.
+        let _ = self.close();
+    }
+}
+
+impl fmt::Debug for QueueSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueSet").field("path", &self.inner.dir).finish_non_exhaustive()
+    }
+}
+
+fn check_name(name: &str) -> Result<(), OpenError> {
+    name::check(name).map_err(|reason| OpenError::InvalidName { name: name.to_owned(), reason })
+}
+
+fn open_error(path: &Path, source: io::Error) -> OpenError {
+    let path = path.to_owned();
+    if let Some(what) = disk::as_not_regular(&source) {
+        return OpenError::NotRegular { path, what };
+    }
+    match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => OpenError::ReadOnly { path },
+        _ if disk::is_no_space(&source) => OpenError::NoSpace { path, source },
+        _ => OpenError::Io { path, source },
+    }
+}
+
+fn take_lock(disk: &Disk, path: &Path) -> Result<File, OpenError> {
+    match disk.lock(path) {
+        Ok(file) => {
+            // For the message of the next opener; the lock holds without it.
+            let _ = file.write_at(0, format!("{:<11}\n", std::process::id()).as_bytes());
+            Ok(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let pid = disk.open(path, false).ok().and_then(|file| {
+                let text = String::from_utf8(read_small(&file, 12).ok()?).ok()?;
+                text.trim().parse().ok()
+            });
+            Err(OpenError::Locked { path: path.to_owned(), pid })
+        }
+        Err(error) => Err(open_error(path, error)),
+    }
+}
+
+/// Up to `max` bytes from the start of a file.
+fn read_small(file: &File, max: usize) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(file.len()?).unwrap_or(max).min(max);
+    let mut bytes = vec![0; len];
+    file.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// A small header file that is there whole or not at all.
+fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Result<File> {
+    let tmp = dir.join(format!("{name}.tmp"));
+    match disk.unlink(&tmp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create(&tmp)?;
+    let written = (|| {
+        file.allocate(meta::FILE_LEN as u64)?;
+        file.write_at(0, slot)?;
+        file.sync_data()?;
+        disk.rename(&tmp, &dir.join(name))?;
+        disk.sync_dir(dir)
+    })();
+    if let Err(error) = written {
+        let _ = disk.unlink(&tmp);
+        return Err(error);
+    }
+    Ok(file)
+}
+
+fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, OpenError> {
+    let path = dir.join("set");
+    let corrupt = |what| OpenError::Corrupt {
+        queue: String::new(),
+        path: path.clone(),
+        segment: None,
+        offset: 0,
+        what,
+    };
+    match disk.open(&path, !read_only) {
+        Ok(file) => {
+            let bytes = read_small(&file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
+            let slots = meta::decode_set(&bytes).map_err(|fault| match fault {
+                Fault::Version(found) => {
+                    OpenError::UnsupportedVersion { path: path.clone(), found, supported: VERSION }
+                }
+                Fault::Invalid(what) => corrupt(what),
+            })?;
+            Ok(SetFile {
+                meta: slots.newest,
+                file: Some(file),
+                sequence: slots.sequence,
+                next_slot: slots.next_slot,
+            })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
+            let queues = dir.join("queues");
+            if disk.list(&queues).is_ok_and(|entries| !entries.is_empty()) {
+                return Err(corrupt("set header (missing)"));
+            }
+            let io = |error| open_error(&path, error);
+            let set_id = || disk.random_u64().map(u128::from);
+            let set_id = set_id().map_err(io)? << 64 | set_id().map_err(io)?;
+            let meta = SetMeta { set_id, id_floor: 0 };
+            let file = write_new_file(disk, dir, "set", &meta::encode_set(&meta, 1)).map_err(io)?;
+            Ok(SetFile { meta, file: Some(file), sequence: 1, next_slot: 1 })
+        }
+        Err(error) => Err(open_error(&path, error)),
+    }
+}
+
+/// Finds the queues below `dir`; directories that no name is encoded to are not ours and are left alone.
+fn list_queues(
+    disk: &Disk,
+    dir: &Path,
+    parts: &mut Vec<String>,
+    names: &mut BTreeMap<String, Arc<Slot>>,
+) -> io::Result<()> {
+    for entry in disk.list(dir)? {
+        if entry.kind != EntryKind::Dir {
+            continue;
+        }
+        let goes_on = entry.name.ends_with('+');
+        parts.push(entry.name);
+        // A name of 200 bytes has at most three parts.
+        if goes_on && parts.len() < 4 {
+            if let Some(last) = parts.last() {
+                list_queues(disk, &dir.join(last), parts, names)?;
+            }
+        } else if let Some(name) = name::decode(parts) {
+            names.insert(name, Arc::default());
+        }
+        parts.pop();
+    }
+    Ok(())
+}
+
+/// Removes what deleted queues have left. Whatever cannot be removed waits for the next open.
+fn empty_trash(disk: &Disk, trash: &Path) {
+    for grave in disk.list(trash).unwrap_or_default() {
+        let dir = trash.join(&grave.name);
+        for entry in disk.list(&dir).unwrap_or_default() {
+            let _ = disk.unlink(&dir.join(&entry.name));
+        }
+        let _ = disk.remove_dir(&dir);
+    }
+}

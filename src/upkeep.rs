@@ -1,0 +1,203 @@
+//! The set's one background thread: chores that somebody rang for, and chores by time.
+//!
+//! A chore never runs on the path of a put or get: arming the next segment, freeing spent ones, syncs on a period, sweeps of
+//! expired items, checkpoints of idle queues. Nothing walks all queues: a queue that has something to do by time says so,
+//! and is forgotten again when it has not. An idle set's thread sleeps.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
+
+use crate::disk::Disk;
+use crate::queue::core::Core;
+
+/// Something to be done soon.
+#[derive(Debug)]
+pub(crate) enum Chore {
+    /// Prepare the next segment.
+    Arm(Weak<Core>),
+    /// Free what is spent.
+    Free(Weak<Core>),
+    /// Sync now: somebody appended without waiting.
+    Sync(Weak<Core>),
+    /// Look after the queue after this many ms.
+    Tend(Weak<Core>, u64),
+    Stop,
+}
+
+/// The bell and the thread behind it.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    bell: Sender<Chore>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Without a thread, the chores wait here until told to run.
+    inline: Option<Mutex<Rounds>>,
+}
+
+impl Upkeep {
+    pub(crate) fn start(disk: &Disk) -> std::io::Result<Upkeep> {
+        let (bell, chores) = crossbeam_channel::unbounded();
+        let rounds = Rounds { disk: disk.clone(), chores, due: BinaryHeap::new(), serial: 0 };
+        if !disk.has_threads() {
+            return Ok(Upkeep { bell, thread: Mutex::new(None), inline: Some(Mutex::new(rounds)) });
+        }
+        let thread = std::thread::Builder::new().name("kestrel-upkeep".into()).spawn(move || rounds.run())?;
+        Ok(Upkeep { bell, thread: Mutex::new(Some(thread)), inline: None })
+    }
+
+    pub(crate) fn ring(&self, chore: Chore) {
+        // After the end of the thread there is nothing left to do.
+        let _ = self.bell.send(chore);
+    }
+
+    /// Ends the thread and waits for it.
+    pub(crate) fn stop(&self) {
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            let _ = self.bell.send(Chore::Stop);
+            // The last handle may be dropped by a chore itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    /// In a forked child there is no such thread.
+    pub(crate) fn abandon(&self) {
+        if let Some(mut thread) = self.thread.try_lock()
+            && let Some(handle) = thread.take()
+        {
+            drop(handle);
+        }
+    }
+
+    /// Runs all chores that are rung for or due.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn run_pending(&self) {
+        if let Some(rounds) = &self.inline {
+            rounds.lock().run_pending();
+        }
+    }
+
+    #[cfg(not(any(test, feature = "testing")))]
+    #[expect(dead_code, reason = "keeps the field in use where every disk has threads")]
+    fn has_inline(&self) -> bool {
+        self.inline.is_some()
+    }
+}
+
+#[derive(Debug)]
+struct Rounds {
+    disk: Disk,
+    chores: Receiver<Chore>,
+    /// Due time in ms, an order among equals, the queue.
+    due: BinaryHeap<Reverse<Due>>,
+    serial: u64,
+}
+
+#[derive(Debug)]
+struct Due {
+    at_ms: u64,
+    serial: u64,
+    queue: Weak<Core>,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_ms, self.serial).cmp(&(other.at_ms, other.serial))
+    }
+}
+
+impl Rounds {
+    fn run(mut self) {
+        loop {
+            let now_ms = self.disk.mono_exact_ms();
+            let next = self.due.peek().map(|due| Duration::from_millis(due.0.at_ms.saturating_sub(now_ms)));
+            let chore = match next {
+                Some(wait) => match self.chores.recv_timeout(wait) {
+                    Ok(chore) => Some(chore),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+                None => match self.chores.recv() {
+                    Ok(chore) => Some(chore),
+                    Err(_) => return,
+                },
+            };
+            match chore {
+                Some(Chore::Stop) => return,
+                Some(chore) => self.perform(chore),
+                None => self.perform_due(),
+            }
+        }
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    fn run_pending(&mut self) {
+        while let Ok(chore) = self.chores.try_recv() {
+            self.perform(chore);
+        }
+        self.perform_due();
+        while let Ok(chore) = self.chores.try_recv() {
+            self.perform(chore);
+        }
+    }
+
+    fn perform(&mut self, chore: Chore) {
+        match chore {
+            Chore::Arm(queue) => with(&queue, |core| core.journal.arm()),
+            Chore::Free(queue) => {
+                // Somebody was just leaving one of them: look again in a moment.
+                let left = queue.upgrade().is_some_and(|core| core.free_spent());
+                if left {
+                    self.later(queue, 1);
+                }
+            }
+            Chore::Sync(queue) => with(&queue, |core| core.sync_appended()),
+            Chore::Tend(queue, after_ms) => self.later(queue, after_ms),
+            Chore::Stop => {}
+        }
+    }
+
+    fn later(&mut self, queue: Weak<Core>, after_ms: u64) {
+        self.serial += 1;
+        let at_ms = self.disk.mono_exact_ms().saturating_add(after_ms);
+        self.due.push(Reverse(Due { at_ms, serial: self.serial, queue }));
+    }
+
+    fn perform_due(&mut self) {
+        let now_ms = self.disk.mono_exact_ms();
+        while self.due.peek().is_some_and(|due| due.0.at_ms <= now_ms) {
+            let Some(Reverse(due)) = self.due.pop() else { return };
+            let again = due.queue.upgrade().and_then(|core| core.tend());
+            if let Some(after_ms) = again {
+                self.later(due.queue, after_ms);
+            }
+        }
+    }
+}
+
+fn with(queue: &Weak<Core>, chore: impl FnOnce(&Arc<Core>)) {
+    if let Some(core) = queue.upgrade() {
+        chore(&core);
+    }
+}
