@@ -4,6 +4,7 @@
 #[cfg(not(unix))]
 compile_error!("kestrel-core needs a Unix system");
 
+mod clock;
 mod disk;
 pub mod docs;
 mod error;

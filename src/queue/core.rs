@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
 use crate::error::{CloseError, GetError, Limit, PutError, SyncError};
 use crate::ids::{ItemId, NEVER_MS, Place};
@@ -23,37 +24,6 @@ use crate::upkeep::{Chore, Upkeep};
 /// How long a queue that has something to do by time is left alone.
 const TEND_MS: u64 = 1000;
 const HOUR_MS: u64 = 3_600_000;
-
-/// Wall time that never goes back: the wall clock at the open, never before the newest put, plus time that passed.
-#[derive(Debug)]
-pub(crate) struct Clock {
-    disk: Disk,
-    /// Added to the monotonic clock.
-    offset_ms: AtomicU64,
-}
-
-impl Clock {
-    pub(crate) fn new(disk: Disk) -> Clock {
-        let offset_ms = disk.wall_ms().saturating_sub(disk.mono_exact_ms());
-        Clock { disk, offset_ms: AtomicU64::new(offset_ms) }
-    }
-
-    /// To the resolution of a coarse clock.
-    #[inline]
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.disk.mono_ms() + self.offset_ms.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn exact_ms(&self) -> u64 {
-        self.disk.mono_exact_ms() + self.offset_ms.load(Ordering::Relaxed)
-    }
-
-    /// A put time from before: time has not been earlier since.
-    pub(crate) fn observe(&self, ms: u64) {
-        let behind = ms.saturating_sub(self.exact_ms());
-        self.offset_ms.fetch_add(behind, Ordering::Relaxed);
-    }
-}
 
 /// What all queues of a set share.
 #[derive(Debug)]
@@ -261,10 +231,8 @@ impl Core {
         self.shared.fork.forked()
     }
 
-    fn rules(&self, reader: &Reader) -> Rules {
-        // The exact clock only where something may expire: it costs as much as the rest of a get.
-        let now_ms = if reader.can_expire() { self.shared.clock.exact_ms() } else { self.shared.clock.now_ms() };
-        Rules { now_ms, salvage: self.shared.salvage }
+    fn rules(&self) -> Rules<'_> {
+        Rules::new(&self.shared.clock, self.shared.salvage)
     }
 
     // ---- put
@@ -358,14 +326,14 @@ impl Core {
             let mut broken = limits.broken(&reader, items, total);
             if broken.is_some() {
                 // Expired items are no reason to refuse.
-                let rules = self.rules(&reader);
+                let rules = self.rules();
                 let _ = reader.sweep(&self.journal, rules, u64::MAX);
                 broken = limits.broken(&reader, items, total);
             }
             while let Some(limit) = broken
                 && limits.when_full == WhenFull::DropOldest
             {
-                let rules = self.rules(&reader);
+                let rules = self.rules();
                 match reader.drop_oldest(&self.journal, rules) {
                     Ok(true) => broken = limits.broken(&reader, items, total),
                     _ => return Err(full(limit)),
@@ -487,7 +455,7 @@ impl Core {
                 None if !reader.has_unpromised() => return Ok(Took::Nothing),
                 _ => {}
             }
-            let rules = self.rules(&reader);
+            let rules = self.rules();
             let taken = match reader.take(&self.journal, rules) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
@@ -792,7 +760,7 @@ impl Core {
         if reader.closed {
             return Err(GetError::Closed);
         }
-        let rules = self.rules(&reader);
+        let rules = self.rules();
         let taken = if reader.paused {
             None
         } else {
@@ -848,7 +816,7 @@ impl Core {
         if reader.closed {
             return Err(GetError::Closed);
         }
-        let rules = Rules { now_ms: self.shared.clock.exact_ms(), salvage: self.shared.salvage };
+        let rules = self.rules();
         let swept = reader.sweep(&self.journal, rules, max);
         reader.room(&mut wakes);
         let spent = std::mem::take(&mut reader.spent);
