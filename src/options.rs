@@ -321,7 +321,7 @@ mod tests {
         #[test]
         fn stored_options_come_back(
             items in any::<Option<u64>>(), bytes in any::<Option<u64>>(), size in 0..PAYLOAD_MAX, age in 1u64..u64::MAX,
-            sweep in 1u32.., memory in any::<u64>(), log in 16u32..=30, full in 0..3, durability in 0u64..5, journal: bool,
+            sweep in 1u32.., memory in any::<u64>(), log in 16u32..=30, full in 0usize..3, durability in 0u64..5, journal: bool,
         ) {
             let options = QueueOptions {
                 max_items: items,
