@@ -5,6 +5,9 @@
 compile_error!("kestrel-core needs a Unix system");
 
 mod clock;
+#[cfg(test)]
+#[path = "../tests/crash/mod.rs"]
+mod crash;
 mod disk;
 pub mod docs;
 mod error;

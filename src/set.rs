@@ -25,7 +25,7 @@ use crate::format::meta::{self, QueueMeta, SetMeta};
 use crate::format::{Fault, VERSION, name};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
-use crate::journal::{Context, Journal, MetaFile};
+use crate::journal::{Context, Journal, MetaFile, SlotFile};
 use crate::options::{Durability, OnDamage, QueueOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
@@ -95,9 +95,7 @@ struct Slot {
 
 struct SetFile {
     meta: SetMeta,
-    file: Option<File>,
-    sequence: u64,
-    next_slot: usize,
+    slots: SlotFile,
 }
 
 /// How a set is to be opened: [`QueueSet::builder`].
@@ -728,9 +726,7 @@ impl Inner {
         }
         Ok(MetaFile {
             meta: slots.newest,
-            file: Some(file),
-            sequence: slots.sequence,
-            next_slot: slots.next_slot,
+            slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)),
         })
     }
 
@@ -751,12 +747,14 @@ impl Inner {
             segment_last: 0,
             next_id: self.meta.lock().meta.id_floor + 1,
             clear_id: 0,
+            clean: true,
+            boot_id: self.boot_id,
             freed: Vec::new(),
             name: name.to_owned(),
             options: given.map(QueueOptions::to_bytes).unwrap_or_default(),
         };
         if !options.journal {
-            return Ok(MetaFile { meta, file: None, sequence: 0, next_slot: 0 });
+            return Ok(MetaFile { meta, slots: None });
         }
         disk.create_dir_all(dir).map_err(io)?;
         for entry in disk.list(dir).map_err(io)? {
@@ -778,7 +776,7 @@ impl Inner {
             disk.sync_dir(dir).map_err(io)?;
             parent = dir.parent();
         }
-        Ok(MetaFile { meta, file: Some(file), sequence: 1, next_slot: 1 })
+        Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)) })
     }
 
     /// The highest id that a queue which is not loaded may have given out; generous where it cannot be read.
@@ -811,14 +809,10 @@ impl Inner {
             return Ok(());
         }
         let raised = SetMeta { id_floor: id, ..file.meta.clone() };
-        let slot = meta::encode_set(&raised, file.sequence + 1);
-        if let Some(stored) = &file.file {
-            stored.write_at((file.next_slot * meta::SLOT) as u64, &slot)?;
-            stored.sync_data()?;
-        }
-        file.meta = raised;
-        file.sequence += 1;
-        file.next_slot = 1 - file.next_slot;
+        let SetFile { meta, slots } = &mut *file;
+        slots.prove(|sequence| meta::encode_set(meta, sequence))?;
+        slots.store(|sequence| meta::encode_set(&raised, sequence))?;
+        *meta = raised;
         Ok(())
     }
 
@@ -972,9 +966,7 @@ fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, Op
             })?;
             Ok(SetFile {
                 meta: slots.newest,
-                file: Some(file),
-                sequence: slots.sequence,
-                next_slot: slots.next_slot,
+                slots: SlotFile::new(file, slots.sequence, slots.next_slot, false),
             })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
@@ -987,7 +979,7 @@ fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, Op
             let set_id = set_id().map_err(io)? << 64 | set_id().map_err(io)?;
             let meta = SetMeta { set_id, id_floor: 0 };
             let file = write_new_file(disk, dir, "set", &meta::encode_set(&meta, 1)).map_err(io)?;
-            Ok(SetFile { meta, file: Some(file), sequence: 1, next_slot: 1 })
+            Ok(SetFile { meta, slots: SlotFile::new(file, 1, 1, true) })
         }
         Err(error) => Err(open_error(&path, error)),
     }

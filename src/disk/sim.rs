@@ -4,8 +4,8 @@
 //! - *Pages.* Each 4 KiB page of a file that was stored to since the file's last sync is, after the cut, any version it went
 //!   through since then, or the synced one, or a mix of two by 512-byte sectors. A large store leaves a half-done version too.
 //! - *Length.* A length that was set since the last sync is there or not.
-//! - *Names.* Each create, rename, unlink, mkdir, rmdir that no sync of its directory covered is kept or lost by itself, as
-//!   long as what it needs is there. A rename is kept whole or lost whole.
+//! - *Names.* Each create, rename, unlink, mkdir, rmdir that no sync of its directory covered is kept or lost by itself; only
+//!   the order of changes to one name holds. A rename is kept whole or lost whole.
 //!
 //! The death of the process alone ([`SimDisk::kill`]) loses nothing but the locks.
 //!
@@ -333,12 +333,13 @@ impl World {
         let when = self.step(Op::Write)?;
         let random = &mut self.random;
         let Some(inode) = self.inodes.get_mut(inode) else { return Err(io::ErrorKind::NotFound.into()) };
+        let part = if when == When::During { &bytes[..bytes.len() / 2] } else { bytes };
         if offset + bytes.len() > inode.data.len() {
             inode.data.resize(offset + bytes.len(), 0);
         }
-        let bytes = if when == When::During { &bytes[..bytes.len() / 2] } else { bytes };
-        inode.store(offset, bytes, random);
-        Ok(())
+        inode.store(offset, part, random);
+        // Whoever stored when the crash came never learns of it.
+        if self.crashed { Err(Self::error()) } else { Ok(()) }
     }
 
     fn read(&mut self, inode: usize, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
@@ -420,9 +421,13 @@ impl SimDisk {
                 }
             };
             let mut names = world.durable_names.clone();
+            // Changes of one name keep their order: what follows a lost one is lost too.
+            let mut lost: BTreeSet<PathBuf> = BTreeSet::new();
             for op in std::mem::take(&mut world.unsynced_names) {
-                if keep() {
+                if keep() && !op.paths().iter().any(|path| lost.contains(*path)) {
                     op.apply(&mut names);
+                } else {
+                    lost.extend(op.paths().into_iter().cloned());
                 }
             }
             let mut mix = match fate {

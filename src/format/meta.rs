@@ -31,12 +31,15 @@ pub(crate) struct QueueMeta {
     pub(crate) create_ms: u64,
     /// Segments below are gone, all their items done.
     pub(crate) segment_floor: u64,
-    /// The newest segment there was when this was written; 0: none.
+    /// The newest segment when the queue was last closed in good order; 0: none.
     pub(crate) segment_last: u64,
     /// Ids below may have been given out.
     pub(crate) next_id: u64,
     /// Items up to this id were cleared.
     pub(crate) clear_id: u64,
+    /// `false`: ids from `next_id` on may have been given out since, in the boot named.
+    pub(crate) clean: bool,
+    pub(crate) boot_id: u128,
     /// Freed segments above the floor: first, last.
     pub(crate) freed: Vec<(u64, u64)>,
     pub(crate) name: String,
@@ -163,6 +166,8 @@ pub(crate) fn encode_queue(meta: &QueueMeta, sequence: u64) -> [u8; SLOT] {
     ] {
         body.extend_from_slice(&word.to_le_bytes());
     }
+    body.push(u8::from(meta.clean));
+    body.extend_from_slice(&meta.boot_id.to_le_bytes());
     body.extend_from_slice(&(meta.name.len() as u16).to_le_bytes());
     body.extend_from_slice(meta.name.as_bytes());
     body.extend_from_slice(&(meta.options.len() as u16).to_le_bytes());
@@ -184,6 +189,8 @@ pub(crate) fn decode_queue(file: &[u8]) -> Result<Slots<QueueMeta>, Fault> {
         let segment_last = bytes.u64()?;
         let next_id = bytes.u64()?;
         let clear_id = bytes.u64()?;
+        let clean = bytes.u8()? == 1;
+        let boot_id = bytes.u128()?;
         let name_len = bytes.u16()?;
         let name = String::from_utf8(bytes.take(name_len.into())?.to_vec()).ok()?;
         let options_len = bytes.u16()?;
@@ -198,6 +205,8 @@ pub(crate) fn decode_queue(file: &[u8]) -> Result<Slots<QueueMeta>, Fault> {
             segment_last,
             next_id,
             clear_id,
+            clean,
+            boot_id,
             freed,
             name,
             options,
@@ -218,6 +227,8 @@ mod tests {
             segment_last: 9,
             next_id: 5,
             clear_id: 6,
+            clean: true,
+            boot_id: 7,
             freed: vec![(6, 7)],
             name: "n".repeat(200),
             options: vec![9; 200],

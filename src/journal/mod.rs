@@ -112,6 +112,8 @@ pub(crate) struct Tail {
     proven: bool,
     /// No put may follow.
     pub(crate) closed: bool,
+    /// The header says that ids are being given out.
+    marked: bool,
 }
 
 /// A segment as the journal knows it, open or not.
@@ -133,12 +135,52 @@ pub(crate) struct Entry {
     pub(crate) marks_unsynced: bool,
 }
 
+/// A queue's header in memory, and the file behind it.
 #[derive(Debug)]
 pub(crate) struct MetaFile {
     pub(crate) meta: QueueMeta,
-    pub(crate) file: Option<File>,
-    pub(crate) sequence: u64,
-    pub(crate) next_slot: usize,
+    /// `None`: memory only.
+    pub(crate) slots: Option<SlotFile>,
+}
+
+/// A file of two slots, written in turn.
+#[derive(Debug)]
+pub(crate) struct SlotFile {
+    file: File,
+    sequence: u64,
+    next_slot: usize,
+    /// The newest slot is durable. One that an earlier process wrote may be in the page cache only.
+    proven: bool,
+}
+
+impl SlotFile {
+    pub(crate) fn new(file: File, sequence: u64, next_slot: usize, proven: bool) -> SlotFile {
+        SlotFile { file, sequence, next_slot, proven }
+    }
+
+    /// Makes the newest slot durable by writing it again where it stands: until then the other slot must stay as it is, or
+    /// a power cut could leave neither.
+    pub(crate) fn prove(&mut self, newest: impl FnOnce(u64) -> [u8; meta::SLOT]) -> io::Result<()> {
+        if !self.proven {
+            self.write(1 - self.next_slot, &newest(self.sequence))?;
+            self.proven = true;
+        }
+        Ok(())
+    }
+
+    /// Writes the next content, durably.
+    pub(crate) fn store(&mut self, slot: impl FnOnce(u64) -> [u8; meta::SLOT]) -> io::Result<()> {
+        debug_assert!(self.proven, "the newest slot is proven before the other is overwritten");
+        self.write(self.next_slot, &slot(self.sequence + 1))?;
+        self.sequence += 1;
+        self.next_slot = 1 - self.next_slot;
+        Ok(())
+    }
+
+    fn write(&self, index: usize, slot: &[u8; meta::SLOT]) -> io::Result<()> {
+        self.file.write_at((index * meta::SLOT) as u64, slot)?;
+        if planted::is(Bug::FreeBeforeMeta) { Ok(()) } else { self.file.sync_data() }
+    }
 }
 
 impl MetaFile {
@@ -149,17 +191,20 @@ impl MetaFile {
         if meta == self.meta {
             return Ok(());
         }
-        if let Some(file) = &self.file {
-            let slot = meta::encode_queue(&meta, self.sequence + 1);
-            file.write_at((self.next_slot * meta::SLOT) as u64, &slot)?;
-            if !planted::is(Bug::FreeBeforeMeta) {
-                file.sync_data()?;
-            }
+        self.prove()?;
+        if let Some(slots) = &mut self.slots {
+            slots.store(|sequence| meta::encode_queue(&meta, sequence))?;
         }
-        self.sequence += 1;
-        self.next_slot = 1 - self.next_slot;
         self.meta = meta;
         Ok(())
+    }
+
+    /// Makes the present content durable.
+    pub(crate) fn prove(&mut self) -> io::Result<()> {
+        match &mut self.slots {
+            Some(slots) => slots.prove(|sequence| meta::encode_queue(&self.meta, sequence)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -205,6 +250,7 @@ impl Journal {
                 spare_asked: false,
                 proven: true,
                 closed: false,
+                marked: false,
             }),
             commit: Commit::new(durable),
             table: Mutex::new(recovered.entries),
@@ -421,6 +467,20 @@ impl Journal {
             true => AppendError::NoSpace(error),
             false => AppendError::Io { segment: number, error },
         };
+        if !tail.marked {
+            // Once per process, and before an id is told that a power cut could undo.
+            let (next_id, boot_id) = (tail.next_id, self.context.boot_id);
+            let marked = self.meta.lock().update(|meta| {
+                if meta.clean || meta.boot_id != boot_id {
+                    // After a power cut the present ids are above all earlier ones, and this makes that durable.
+                    meta.next_id = meta.next_id.max(next_id);
+                    meta.boot_id = boot_id;
+                }
+                meta.clean = false;
+            });
+            marked.map_err(no_space)?;
+            tail.marked = true;
+        }
         let salt = Salt(self.context.disk.random_u64().map_err(no_space)?);
         let header = SegmentHeader {
             set_id: self.context.set_id,
@@ -784,14 +844,10 @@ impl Journal {
         if spent.is_empty() || self.context.read_only {
             return Ok(left);
         }
-        let (next_id, last_number) = {
-            let tail = self.tail.lock();
-            (tail.next_id, tail.next_number - 1)
-        };
+        let next_id = self.tail.lock().next_id;
         let mut freed: Vec<(u64, u32, bool)> = Vec::new();
         self.meta.lock().update(|meta| {
             meta.next_id = meta.next_id.max(next_id);
-            meta.segment_last = meta.segment_last.max(last_number);
             freed.extend(spent.iter().copied().filter(|(number, ..)| meta.add_freed(*number)));
         })?;
         self.tail.lock().unsynced.retain(|number| !freed.iter().any(|(f, ..)| f == number));
@@ -811,11 +867,9 @@ impl Journal {
     /// out.
     pub(crate) fn clear(&self, tail: &mut Tail) -> io::Result<()> {
         let clear_id = tail.next_id - 1;
-        let last_number = tail.next_number - 1;
         self.meta.lock().update(|meta| {
             meta.clear_id = clear_id;
             meta.next_id = meta.next_id.max(clear_id + 1);
-            meta.segment_last = meta.segment_last.max(last_number);
         })?;
         self.seal_tail(tail);
         tail.unsynced.clear();
@@ -866,7 +920,9 @@ impl Journal {
             let tail = self.tail.lock();
             (tail.next_id, tail.next_number - 1)
         };
+        self.tail.lock().marked = false;
         self.meta.lock().update(|meta| {
+            meta.clean = true;
             meta.next_id = meta.next_id.max(next_id);
             meta.segment_last = meta.segment_last.max(last_number);
         })

@@ -104,11 +104,13 @@ pub(crate) struct Recovery<'a> {
     report: RecoveryReport,
     /// Items up to this id were cleared.
     clear_id: u64,
+    /// What says that files are gone is durable, so that they may be removed.
+    may_remove: bool,
 }
 
 impl<'a> Recovery<'a> {
     pub(crate) fn new(context: &'a Context, wishes: Wishes<'a>) -> Self {
-        Recovery { context, wishes, report: RecoveryReport::default(), clear_id: 0 }
+        Recovery { context, wishes, report: RecoveryReport::default(), clear_id: 0, may_remove: false }
     }
 
     /// A journal without files.
@@ -136,9 +138,10 @@ impl<'a> Recovery<'a> {
     pub(crate) fn run(mut self, dir: &Path, mut meta: MetaFile) -> Result<Outcome, OpenError> {
         self.clear_id = meta.meta.clear_id;
         let mut found = self.list(dir, &mut meta)?;
-        self.check_gaps(dir, &found, &meta)?;
+        let nameless = self.check_gaps(dir, &mut found, &meta)?;
         self.measure(&mut found)?;
-        let torn = self.truncate(&mut found)?;
+        let mut torn = self.truncate(&mut found)?;
+        torn.extend(nameless);
 
         // Segments that hold nothing any more are forgotten once the header says so.
         let mut gone: Vec<(u64, PathBuf, u32)> =
@@ -146,9 +149,7 @@ impl<'a> Recovery<'a> {
         for segment in found.values_mut() {
             self.read_lanes(segment)?;
         }
-        let clean = found.values().next_back().is_none_or(|last| last.seal.is_some_and(|seal| seal.durable))
-            && gone.is_empty()
-            && self.report.discarded_items == 0;
+        let clean = meta.meta.clean && gone.is_empty() && self.report.discarded_items == 0;
 
         let last_id = found.values().next_back().map_or(0, |last| {
             (last.header.first_id + u64::from(last.extent.map_or(0, |e| e.count))).saturating_sub(1)
@@ -158,10 +159,8 @@ impl<'a> Recovery<'a> {
             .max(meta.meta.next_id)
             .max(meta.meta.clear_id + 1)
             .max(self.wishes.id_floor + 1);
-        let cut = found.values().next_back().is_some_and(|last| last.header.boot_id != self.context.boot_id)
-            || !gone.is_empty();
-        if !clean && cut && !planted::is(Bug::ReuseId) {
-            // Puts whose ids a consumer may have seen can be lost: start above all that may have been given out.
+        if !meta.meta.clean && meta.meta.boot_id != self.context.boot_id {
+            // Puts that a power cut undid may have told their ids: start above all that can have been given out.
             next_id = next_id.saturating_add(u64::from(u32::MAX)) & !u64::from(u32::MAX);
         }
         if planted::is(Bug::ReuseId) {
@@ -171,7 +170,8 @@ impl<'a> Recovery<'a> {
         let mut next_number = (meta.meta.segment_last + 1)
             .max(meta.meta.segment_floor)
             .max(found.keys().next_back().map_or(1, |n| n + 1))
-            .max(gone.iter().map(|(n, ..)| n + 1).max().unwrap_or(1));
+            .max(gone.iter().map(|(n, ..)| n + 1).max().unwrap_or(1))
+            .max(meta.meta.freed.iter().map(|(_, last)| last + 1).max().unwrap_or(1));
 
         let mut unsynced = Vec::new();
         if !self.context.read_only {
@@ -275,6 +275,7 @@ impl<'a> Recovery<'a> {
             };
             if meta.meta.is_freed(number) {
                 if entry.kind == EntryKind::File && !self.context.read_only {
+                    self.before_removal(dir, meta)?;
                     let path = dir.join(&entry.name);
                     disk.unlink(&path).map_err(|e| Self::io(&path, e))?;
                 }
@@ -291,6 +292,9 @@ impl<'a> Recovery<'a> {
         // From the newest down, because a header tells what the recovery that wrote it has superseded.
         let mut superseded_above = u64::MAX;
         let mut newer: Option<u64> = None;
+        // Whether a power cut may have taken what is older than what was seen so far: nothing newer was covered by a sync,
+        // and the page cache is not the one it was stored in.
+        let mut may_be_torn = true;
         for (done, (number, (name, named, kind))) in names.into_iter().rev().enumerate() {
             if !(self.wishes.progress)(done as u64, total) {
                 return Err(OpenError::Cancelled);
@@ -301,6 +305,7 @@ impl<'a> Recovery<'a> {
                 && number < newer
             {
                 if kind == EntryKind::File && !self.context.read_only {
+                    self.before_removal(dir, meta)?;
                     meta.update(|meta| {
                         meta.add_freed(number);
                     })
@@ -312,17 +317,25 @@ impl<'a> Recovery<'a> {
             if kind != EntryKind::File {
                 return Err(OpenError::NotRegular { path, what: "a directory, link, FIFO or device" });
             }
-            let Some(segment) = self.look(path, number, named, meta, newer.is_some())? else { continue };
-            if let Some(previous) = segment.header.previous {
-                superseded_above = previous.number;
-                newer = Some(number);
-            } else {
-                superseded_above = 0;
-                newer = Some(number);
-            }
+            let Some(segment) = self.look(path, number, named, meta, may_be_torn)? else { continue };
+            may_be_torn &= !segment.named && segment.header.boot_id != self.context.boot_id;
+            superseded_above = segment.header.previous.map_or(0, |previous| previous.number);
+            newer = Some(number);
             found.insert(number, segment);
         }
         Ok(found)
+    }
+
+    /// What an earlier process stored and we read may be in the page cache only: a header slot, or the name of a recovery's
+    /// copy. A file that one of them declares gone may be removed only once they are durable, or a power cut could keep the
+    /// removal and lose the reason.
+    fn before_removal(&mut self, dir: &Path, meta: &mut MetaFile) -> Result<(), OpenError> {
+        if !self.may_remove {
+            self.context.disk.sync_dir(dir).map_err(|e| Self::io(dir, e))?;
+            meta.prove().map_err(|e| Self::io(dir, e))?;
+            self.may_remove = true;
+        }
+        Ok(())
     }
 
     /// Opens one file. `None`: an interrupted creation, or a lost segment under `Salvage`.
@@ -332,7 +345,7 @@ impl<'a> Recovery<'a> {
         number: u64,
         named: bool,
         meta: &mut MetaFile,
-        newer_exists: bool,
+        may_be_torn: bool,
     ) -> Result<Option<Found>, OpenError> {
         let disk = &self.context.disk;
         let file = disk.open(&path, !self.context.read_only).map_err(|e| Self::io(&path, e))?;
@@ -345,9 +358,8 @@ impl<'a> Recovery<'a> {
                 return Err(OpenError::UnsupportedVersion { path, found: version, supported: VERSION });
             }
             Err(Fault::Invalid(what)) => {
-                // A `.new` whose header never reached the device is an interrupted creation, unless the page cache is
-                // intact, which a header that says another boot would tell; there is none, so ask the neighbours.
-                if !named && !newer_exists {
+                // A `.new` whose header never reached the device is an interrupted creation.
+                if !named && may_be_torn {
                     self.report.discarded_bytes += u64::from(len > 0);
                     if !self.context.read_only {
                         disk.unlink(&path).map_err(|e| Self::io(&path, e))?;
@@ -377,7 +389,7 @@ impl<'a> Recovery<'a> {
             None
         };
         if let Some(what) = mismatch {
-            if !named && !newer_exists && header.boot_id != self.context.boot_id {
+            if !named && may_be_torn {
                 // A recycled file whose new header never reached the device.
                 if !self.context.read_only {
                     disk.unlink(&path).map_err(|e| Self::io(&path, e))?;
@@ -395,6 +407,12 @@ impl<'a> Recovery<'a> {
             return Err(self.corrupt(&path, number, 0, "segment length"));
         }
         if len != u64::from(header.segment_bytes) {
+            if !named && may_be_torn && header.boot_id != self.context.boot_id {
+                if !self.context.read_only {
+                    disk.unlink(&path).map_err(|e| Self::io(&path, e))?;
+                }
+                return Ok(None);
+            }
             if self.wishes.salvage && len < u64::from(header.segment_bytes) && !self.context.read_only {
                 file.allocate(u64::from(header.segment_bytes)).map_err(|e| Self::io(&path, e))?;
             } else {
@@ -442,7 +460,15 @@ impl<'a> Recovery<'a> {
     }
 
     /// Every number from the floor to the newest must be there, be freed, or be superseded.
-    fn check_gaps(&mut self, dir: &Path, found: &BTreeMap<u64, Found>, meta: &MetaFile) -> Result<(), OpenError> {
+    ///
+    /// A power cut may also have lost the name of a segment and kept that of a later one, as long as no sync has covered
+    /// either: then the journal ends at the gap. Returns what lies behind.
+    fn check_gaps(
+        &mut self,
+        dir: &Path,
+        found: &mut BTreeMap<u64, Found>,
+        meta: &MetaFile,
+    ) -> Result<Vec<Found>, OpenError> {
         let given_up: Vec<u64> = self.report.lost.iter().map(|lost| lost.segment).collect();
         let missing = |segment| OpenError::MissingSegment {
             queue: self.context.queue.clone(),
@@ -452,13 +478,18 @@ impl<'a> Recovery<'a> {
         let mut lost = Vec::new();
         let mut expected = meta.meta.segment_floor.max(1);
         let mut last_id = None;
-        for (number, segment) in found {
+        let mut cut_at = None;
+        let last_covered = found.iter().rev().find(|(_, f)| f.named).map_or(0, |(number, _)| *number);
+        for (number, segment) in found.iter() {
             let superseded_from = segment.header.previous.map_or(1, |previous| previous.number + 1);
             let mut gap = expected;
             while gap < *number {
                 if let Some(&(_, last)) = meta.meta.freed.iter().find(|(first, last)| (*first..=*last).contains(&gap)) {
                     gap = last + 1;
                 } else if gap >= superseded_from {
+                    break;
+                } else if gap > last_covered && segment.header.boot_id != self.context.boot_id {
+                    cut_at = Some(*number);
                     break;
                 } else if given_up.contains(&gap) || self.wishes.salvage {
                     lost.push((gap, last_id, segment.header.first_id));
@@ -467,8 +498,20 @@ impl<'a> Recovery<'a> {
                     return Err(missing(gap));
                 }
             }
+            if cut_at.is_some() {
+                break;
+            }
             expected = number + 1;
             last_id = Some(segment.header.first_id);
+        }
+        let behind = match cut_at {
+            Some(cut_at) => found.split_off(&cut_at).into_values().collect(),
+            None => Vec::new(),
+        };
+        for segment in &behind {
+            // How many items they held is not worth reading: nothing of it was promised.
+            self.report.discarded_items += 1;
+            self.report.discarded_bytes += u64::from(segment.header.segment_bytes);
         }
         if !meta.meta.is_freed(meta.meta.segment_last)
             && meta.meta.segment_last >= expected
@@ -500,7 +543,7 @@ impl<'a> Recovery<'a> {
                 None => self.report.lost.push(range),
             }
         }
-        Ok(())
+        Ok(behind)
     }
 
     /// Finds where each segment ends and how far it is proven, from the newest down: what is newer proves what is older.
