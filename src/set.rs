@@ -747,6 +747,7 @@ impl Inner {
             segment_last: 0,
             next_id: self.meta.lock().meta.id_floor + 1,
             clear_id: 0,
+            last_end: 0,
             clean: true,
             boot_id: self.boot_id,
             freed: Vec::new(),

@@ -10,7 +10,8 @@
 //! 1. X is a multiple of 8, and the frame ends at or before the limit given,
 //! 2. the kind is known and no unknown flag is set,
 //! 3. `synced_to` is not above X,
-//! 4. the header checksum, seeded with one half of the segment's salt, covers bytes 4 to the end of the extension,
+//! 4. the header checksum, seeded with one half of the segment's salt and the offset (so that a frame is valid only where it
+//!    was written), covers bytes 4 to the end of the extension,
 //! 5. the payload checksum, seeded with the other half, covers the payload.
 //!
 //! [`decode`] checks 1 to 4, [`payload_valid`] checks 5. That the ordinal continues the sequence is the caller's check.
@@ -150,7 +151,7 @@ pub(crate) fn payload_valid(salt: Salt, frame_crc: u32, payload: &[u8]) -> bool 
 
 /// Writes header and extension into `out` and returns their length.
 #[inline]
-pub(crate) fn encode(frame: &Frame, salt: Salt, out: &mut [u8; HEADER_BYTES + EXTENSION_MAX]) -> usize {
+pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEADER_BYTES + EXTENSION_MAX]) -> usize {
     let flags = frame.flags();
     let words = [
         frame.payload_crc,
@@ -183,7 +184,7 @@ pub(crate) fn encode(frame: &Frame, salt: Salt, out: &mut [u8; HEADER_BYTES + EX
             push(&item.to_le_bytes());
         }
     }
-    let sum = crc(salt.header_seed(), &out[4..end]);
+    let sum = crc(salt.header_seed() ^ offset, &out[4..end]);
     out[0..4].copy_from_slice(&sum.to_le_bytes());
     end
 }
@@ -213,7 +214,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
     if offset.checked_add(total).is_none_or(|end| end > limit) {
         return None;
     }
-    if crc(salt.header_seed(), head.get(4..head_len as usize)?) != header_crc {
+    if crc(salt.header_seed() ^ offset, head.get(4..head_len as usize)?) != header_crc {
         return None;
     }
     let id = if flags & FLAG_ID != 0 { Some(bytes.u64()?) } else { None };
@@ -265,16 +266,17 @@ mod tests {
         #[test]
         fn decode_returns_what_encode_wrote(frame in any_frame(), salt in any::<u64>()) {
             let mut out = [0; HEADER_BYTES + EXTENSION_MAX];
-            let len = encode(&frame, Salt(salt), &mut out);
+            let len = encode(&frame, Salt(salt), 1 << 23, &mut out);
             prop_assert_eq!(len as u32, frame.head_len());
             prop_assert_eq!(decode(&out[..len], Salt(salt), 1 << 23, u32::MAX), Some(frame));
             prop_assert_eq!(decode(&out[..len], Salt(salt ^ 1 << 40), 1 << 23, u32::MAX), None);
+            prop_assert_eq!(decode(&out[..len], Salt(salt), (1 << 23) + 512, u32::MAX), None);
         }
 
         #[test]
         fn one_flipped_bit_is_never_accepted(frame in any_frame(), bit in 0usize..192) {
             let mut out = [0; HEADER_BYTES + EXTENSION_MAX];
-            let len = encode(&frame, Salt(7), &mut out);
+            let len = encode(&frame, Salt(7), 1 << 23, &mut out);
             out[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(decode(&out[..len], Salt(7), 1 << 23, u32::MAX), None);
         }
@@ -308,7 +310,7 @@ mod tests {
             origin: None,
         };
         let mut out = [0; HEADER_BYTES + EXTENSION_MAX];
-        let len = encode(&frame, Salt(1), &mut out);
+        let len = encode(&frame, Salt(1), 4096, &mut out);
         assert_eq!(frame.total_len(), 128);
         assert!(decode(&out[..len], Salt(1), 4096, 4096 + 128).is_some());
         assert!(decode(&out[..len], Salt(1), 4096, 4096 + 127).is_none());

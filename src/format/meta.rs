@@ -33,6 +33,8 @@ pub(crate) struct QueueMeta {
     pub(crate) segment_floor: u64,
     /// The newest segment when the queue was last closed in good order; 0: none.
     pub(crate) segment_last: u64,
+    /// Where its frames ended, all durable.
+    pub(crate) last_end: u32,
     /// Ids below may have been given out.
     pub(crate) next_id: u64,
     /// Items up to this id were cleared.
@@ -166,6 +168,7 @@ pub(crate) fn encode_queue(meta: &QueueMeta, sequence: u64) -> [u8; SLOT] {
     ] {
         body.extend_from_slice(&word.to_le_bytes());
     }
+    body.extend_from_slice(&meta.last_end.to_le_bytes());
     body.push(u8::from(meta.clean));
     body.extend_from_slice(&meta.boot_id.to_le_bytes());
     body.extend_from_slice(&(meta.name.len() as u16).to_le_bytes());
@@ -189,6 +192,7 @@ pub(crate) fn decode_queue(file: &[u8]) -> Result<Slots<QueueMeta>, Fault> {
         let segment_last = bytes.u64()?;
         let next_id = bytes.u64()?;
         let clear_id = bytes.u64()?;
+        let last_end = bytes.u32()?;
         let clean = bytes.u8()? == 1;
         let boot_id = bytes.u128()?;
         let name_len = bytes.u16()?;
@@ -205,6 +209,7 @@ pub(crate) fn decode_queue(file: &[u8]) -> Result<Slots<QueueMeta>, Fault> {
             segment_last,
             next_id,
             clear_id,
+            last_end,
             clean,
             boot_id,
             freed,
@@ -227,6 +232,7 @@ mod tests {
             segment_last: 9,
             next_id: 5,
             clear_id: 6,
+            last_end: 8,
             clean: true,
             boot_id: 7,
             freed: vec![(6, 7)],

@@ -391,7 +391,7 @@ impl Journal {
             origin: None,
         };
         let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
-        let head_len = frame::encode(&frame, segment.salt, &mut head);
+        let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
         let stored = (|| {
             if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
                 segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
@@ -699,8 +699,8 @@ impl Journal {
         let mut covered = Vec::with_capacity(unsynced.len() + 1);
         for number in &unsynced {
             if let Some(sealed) = self.segment(*number)? {
-                if let Some(from) = self.unproven_from(*number) {
-                    sealed.dirty_again(from, sealed.end())?;
+                if self.unproven_from(*number).is_some() {
+                    sealed.dirty_again()?;
                 }
                 sealed.sync()?;
                 covered.push((sealed, true));
@@ -813,7 +813,7 @@ impl Journal {
             return Ok(());
         }
         let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
-        let head_len = frame::encode(&frame, segment.salt, &mut head);
+        let head_len = frame::encode(&frame, segment.salt, tail.end, &mut head);
         segment.write_frame(tail.end, &head[..head_len], &[])?;
         tail.end += frame.total_len();
         tail.proven = true;
@@ -912,9 +912,11 @@ impl Journal {
                 }
             }
         };
+        let mut sealed = None;
         if let Some((segment, extent, last_ms)) = last {
             segment.write_seal(extent, last_ms, true)?;
             segment.sync()?;
+            sealed = Some((segment.number, extent.end));
         }
         let (next_id, last_number) = {
             let tail = self.tail.lock();
@@ -924,7 +926,7 @@ impl Journal {
         self.meta.lock().update(|meta| {
             meta.clean = true;
             meta.next_id = meta.next_id.max(next_id);
-            meta.segment_last = meta.segment_last.max(last_number);
+            (meta.segment_last, meta.last_end) = sealed.unwrap_or((last_number, 0));
         })
     }
 

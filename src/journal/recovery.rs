@@ -139,9 +139,12 @@ impl<'a> Recovery<'a> {
         self.clear_id = meta.meta.clear_id;
         let mut found = self.list(dir, &mut meta)?;
         let nameless = self.check_gaps(dir, &mut found, &meta)?;
-        self.measure(&mut found)?;
+        let cleared = self.take_cleared(&mut found);
+        self.measure(&mut found, &meta)?;
         let mut torn = self.truncate(&mut found)?;
         torn.extend(nameless);
+        let lost_tail = !torn.is_empty();
+        torn.extend(cleared);
 
         // Segments that hold nothing any more are forgotten once the header says so.
         let mut gone: Vec<(u64, PathBuf, u32)> =
@@ -149,7 +152,7 @@ impl<'a> Recovery<'a> {
         for segment in found.values_mut() {
             self.read_lanes(segment)?;
         }
-        let clean = meta.meta.clean && gone.is_empty() && self.report.discarded_items == 0;
+        let clean = meta.meta.clean && !lost_tail && self.report.discarded_items == 0;
 
         let last_id = found.values().next_back().map_or(0, |last| {
             (last.header.first_id + u64::from(last.extent.map_or(0, |e| e.count))).saturating_sub(1)
@@ -161,7 +164,7 @@ impl<'a> Recovery<'a> {
             .max(self.wishes.id_floor + 1);
         if !meta.meta.clean && meta.meta.boot_id != self.context.boot_id {
             // Puts that a power cut undid may have told their ids: start above all that can have been given out.
-            next_id = next_id.saturating_add(u64::from(u32::MAX)) & !u64::from(u32::MAX);
+            next_id = (next_id | u64::from(u32::MAX)).saturating_add(1);
         }
         if planted::is(Bug::ReuseId) {
             let waiting = found.values().rev().find(|f| f.waiting > 0);
@@ -546,8 +549,16 @@ impl<'a> Recovery<'a> {
         Ok(behind)
     }
 
+    /// Takes out the segments that hold cleared items only. No sync has waited for them since, so they may be torn without
+    /// anything behind them being so.
+    fn take_cleared(&self, found: &mut BTreeMap<u64, Found>) -> Vec<Found> {
+        let first_ids: Vec<(u64, u64)> = found.iter().map(|(number, f)| (*number, f.header.first_id)).collect();
+        let cleared = first_ids.windows(2).filter(|pair| pair[1].1 <= self.clear_id.saturating_add(1));
+        cleared.filter_map(|pair| found.remove(&pair[0].0)).collect()
+    }
+
     /// Finds where each segment ends and how far it is proven, from the newest down: what is newer proves what is older.
-    fn measure(&mut self, found: &mut BTreeMap<u64, Found>) -> Result<(), OpenError> {
+    fn measure(&mut self, found: &mut BTreeMap<u64, Found>, meta: &MetaFile) -> Result<(), OpenError> {
         let mut newer: Option<Previous> = None;
         let mut all_older_proven = false;
         for segment in found.values_mut().rev() {
@@ -567,6 +578,9 @@ impl<'a> Recovery<'a> {
                 }
                 _ => segment.seal.map(|seal| seal.extent),
             };
+            if segment.header.number == meta.meta.segment_last {
+                segment.proven_to = segment.proven_to.max(meta.meta.last_end);
+            }
             let durable_seal = segment.seal.is_some_and(|seal| seal.durable && Some(seal.extent) == told);
             let legal = |e: &Extent| {
                 e.end >= FRAMES_AT && e.end <= segment.header.segment_bytes && e.count <= segment.header.segment_bytes
@@ -675,7 +689,7 @@ impl<'a> Recovery<'a> {
             let stop = Stop { offset, valid_follows: gap.next.is_some() };
             // Without a known end, nothing invalid and nothing behind it is just the end.
             scan.stop = Some(stop).filter(|stop| {
-                ends_known || stop.valid_follows || in_batch || scan.synced_to > stop.offset || at.end != scan.extent.end
+                ends_known || stop.valid_follows || stop.offset < segment.proven_to || in_batch || scan.synced_to > stop.offset || at.end != scan.extent.end
             });
         }
         self.report.scanned_bytes += u64::from(at.end - FRAMES_AT);
@@ -790,6 +804,11 @@ impl<'a> Recovery<'a> {
                 ordinal += 1;
             }
             offset += frame.total_len();
+        }
+        let unaccounted = (ordinal..extent.count)
+            .any(|o| segment.header.first_id + u64::from(o) > clear_id && lanes.get(o) != Some(Lane::Done));
+        if unaccounted && !self.wishes.salvage {
+            return Err(self.corrupt(&segment.path, segment.header.number, u64::from(offset), "frame"));
         }
         // Items lost to damage are neither waiting nor ever done: count them as done, so that the rest can free the file.
         segment.done = extent.count - u32::try_from(waiting).unwrap_or(0);
@@ -907,12 +926,11 @@ impl<'a> Recovery<'a> {
             base_ms: oldest.header.base_ms,
             salt: Salt(disk.random_u64().map_err(io)?),
             boot_id: self.context.boot_id,
-            previous: Some(Previous {
-                number: first,
-                salt: oldest.header.salt,
-                extent: kept,
-                synced_to: kept.end,
-            }),
+            // If nothing of the oldest stays, the copy takes its place behind the one before it.
+            previous: match kept.count {
+                0 => oldest.header.previous,
+                _ => Some(Previous { number: first, salt: oldest.header.salt, extent: kept, synced_to: kept.end }),
+            },
         };
         let file = Arc::new(disk.create(&path).map_err(io)?);
         let made = (|| {
@@ -948,7 +966,7 @@ impl<'a> Recovery<'a> {
                         ..frame
                     };
                     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
-                    let head_len = frame::encode(&moved, header.salt, &mut head);
+                    let head_len = frame::encode(&moved, header.salt, to.end, &mut head);
                     if to.count.is_multiple_of(BLOCK_LANES) {
                         segment.begin_lane_block(to.count / BLOCK_LANES)?;
                     }

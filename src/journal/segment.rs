@@ -230,14 +230,18 @@ impl Segment {
         }
     }
 
-    /// Stores every page of `from..to` again as it is, so that the next sync writes it: for frames that an earlier process
-    /// stored, of which nobody knows whether they reached the device.
-    pub(crate) fn dirty_again(&self, from: u32, to: u32) -> io::Result<()> {
-        let mut at = from as usize & !(PAGE - 1);
-        while at < to as usize {
+    /// Stores every page in use again as it is, so that the next sync writes it: for a segment that an earlier process
+    /// stored, of which nobody knows whether it reached the device.
+    pub(crate) fn dirty_again(&self) -> io::Result<()> {
+        let lanes_at = lane::block_at(self.len, self.count().div_ceil(lane::BLOCK_LANES).max(1) - 1).unwrap_or(0);
+        let mut at = 0;
+        while at < self.len as usize {
             let byte = self.map.load_byte(at)?;
             self.map.store_byte(at, byte)?;
             at += PAGE;
+            if at >= self.end() as usize && at < lanes_at as usize & !(PAGE - 1) {
+                at = lanes_at as usize & !(PAGE - 1);
+            }
         }
         Ok(())
     }

@@ -416,6 +416,10 @@ impl Reader {
         let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
         let segment = match self.segment(journal, at.segment).map_err(io)? {
             Some(segment) if at.offset < segment.end() => segment,
+            // The frames end before the items do.
+            Some(segment) if segment.is_sealed() && at.ordinal < segment.count() => {
+                return self.read_over_damage(&segment, at.offset, rules);
+            }
             Some(segment) if !segment.is_sealed() => {
                 debug_assert!(false, "behind at the end of the journal");
                 return Ok(false);

@@ -1,8 +1,8 @@
 //! Crash at every step of small workloads, under every fate, also inside recovery; then long random ones.
 
-use super::oracle::{Cut, Ledger, Run, Stop, Verdict, judge, open};
+use super::oracle::{Cut, Ledger, Put, Run, Stop, Verdict, judge, open};
 use crate::Durability;
-use crate::disk::sim::{Fate, SimDisk, When};
+use crate::disk::sim::{Fate, Op, SimDisk, SyncFailure, When};
 
 /// One workload.
 #[derive(Clone, Copy)]
@@ -278,6 +278,113 @@ fn recover_all(disk: &SimDisk, workload: &Workload, ledger: &Ledger) {
             let _ = set.get_queue(name);
         }
     }
+}
+
+/// Each sync of a workload fails in turn, in both ways; then the process dies, another one recovers, syncs, believes it,
+/// and the power goes.
+pub(super) fn failed_syncs(seed: u64) -> Verdict {
+    for workload in WORKLOADS.iter().filter(|w| w.durability == Durability::Sync) {
+        for how in [SyncFailure::KeepsContent, SyncFailure::RevertsContent] {
+            for nth in 0..60 {
+                let disk = SimDisk::new(seed);
+                disk.set_sync_failure(how);
+                disk.fail(Op::Sync, nth, 1, std::io::ErrorKind::Other);
+                let ledger = run_on(&disk, workload, seed);
+                let told = |what: &str, e: String| format!("{}: sync {nth} fails, {how:?}, {what}: {e}", workload.name);
+                let mut ledger = ledger;
+                // What the orderly close then does is no part of this.
+                ledger.closing = true;
+                judge(&disk.power_cut(Fate::None), &ledger, workload.durability, Cut::Power).map_err(|e| told("cut", e))?;
+                let second = disk.kill();
+                {
+                    let Ok(set) = open(&second, workload.durability) else { continue };
+                    settle_ledger(&second, &mut ledger, workload.durability);
+                    for name in set.names() {
+                        match set.queue(&name).map(|queue| queue.sync()) {
+                            Ok(Ok(())) => {}
+                            other => return Err(told("second life", format!("{other:?}"))),
+                        }
+                    }
+                    let after = second.power_cut(Fate::None);
+                    drop(set);
+                    judge(&after, &ledger, workload.durability, Cut::Power).map_err(|e| told("cut in the second life", e))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks what is there after a recovery: that counts as answered and durable, and what is not there must never come back.
+fn settle_ledger(disk: &SimDisk, ledger: &mut Ledger, durability: Durability) {
+    let Ok(set) = open(&disk.kill(), durability) else { return };
+    let mut there = std::collections::BTreeMap::new();
+    for name in set.names() {
+        let Ok(queue) = set.queue(&name) else { continue };
+        while let Ok(Some(item)) = queue.try_open() {
+            if let Some(key) = super::oracle::key_of(item.data()) {
+                there.insert(key, (item.id().get(), item.attempts() - 1));
+            }
+            let _ = item.into_token();
+        }
+    }
+    for (key, entry) in &mut ledger.entries {
+        match there.get(key) {
+            Some((id, starts)) => {
+                entry.put = Put::Ok;
+                entry.durable = true;
+                (entry.id, entry.starts) = (*id, *starts);
+                (entry.close_asked, entry.close_ok, entry.clear_asked) = (false, false, false);
+            }
+            None if entry.put != Put::Ok || !(entry.close_ok || entry.clear_ok) => {
+                entry.put = Put::Refused;
+                entry.close_asked = true;
+            }
+            None => {}
+        }
+    }
+    ledger.held.clear();
+}
+
+/// Crash, recover, put again, crash again: what the first recovery discarded must not come back with the second.
+pub(super) fn two_lives(seed: u64) -> Verdict {
+    for workload in &WORKLOADS[..5] {
+        let whole = SimDisk::new(seed);
+        run_on(&whole, workload, seed);
+        for step in (0..whole.steps()).step_by(3) {
+            let first = SimDisk::new(seed);
+            first.crash_at(step, When::During);
+            let first_ledger = run_on(&first, workload, seed);
+            for fate in first.fates(3, 4, seed ^ step) {
+                let cut = first.power_cut(fate);
+                let mut ledger = first_ledger.clone();
+                {
+                    // The first recovery, by a process that dies at once; what it shows is what counts.
+                    let Ok(set) = open(&cut, workload.durability) else { continue };
+                    for name in set.names() {
+                        let _ = set.queue(&name);
+                    }
+                    settle_ledger(&cut, &mut ledger, workload.durability);
+                }
+                let second = cut.kill();
+                let Ok(set) = open(&second, workload.durability) else { continue };
+                let mut run = Run::new(&set, &mut ledger, workload.durability, &second);
+                for _ in 0..2 {
+                    let _ = run.put("q", 40);
+                }
+                run.leave();
+                let tell = |what: &str, e: String| {
+                    format!("{}: two lives, seed {seed}, step {step}, {fate:?}, {what}: {e}", workload.name)
+                };
+                judge(&second.kill(), &ledger, workload.durability, Cut::Kill).map_err(|e| tell("killed", e))?;
+                for fate in [Fate::None, Fate::All, Fate::Random(step)] {
+                    let after = second.power_cut(fate);
+                    judge(&after, &ledger, workload.durability, Cut::Power).map_err(|e| tell("cut", e))?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn from_env(name: &str, default: u64) -> u64 {
