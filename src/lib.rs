@@ -38,11 +38,11 @@ pub use queue::open_item::{OpenItem, OpenToken};
 pub use queue::{Iter, Queue, TryIter};
 pub use set::{QueueSet, QueueSetBuilder};
 pub use stats::{LostRange, QueueStats, RecoveryProgress, RecoveryReport, SetStats};
+#[cfg(feature = "postcard")]
+pub use typed::Postcard;
 #[cfg(feature = "bincode")]
 pub use typed::{Bincode, BincodeError};
 pub use typed::{Codec, DecodeError, TypedGetError, TypedOpenItem, TypedPutError, TypedQueue};
-#[cfg(feature = "postcard")]
-pub use typed::Postcard;
 
 /// What users may rely on about threads and unwinding, checked by the compiler. A panic cannot leave a lock's content half
 /// changed: no user code runs under a lock.

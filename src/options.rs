@@ -63,7 +63,11 @@ pub enum OnDamage {
 /// assert_eq!(options.max_items, Some(1000));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct QueueOptions {
     /// Most items waiting; open ones do not count. Default: no limit.
@@ -149,7 +153,9 @@ impl QueueOptions {
         if self.max_item_size > PAYLOAD_MAX {
             return invalid("max_item_size", "at most 268435455 bytes");
         }
-        if !self.segment_bytes.is_power_of_two() || !(LEN_MIN..=LEN_MAX).contains(&self.segment_bytes) {
+        if !self.segment_bytes.is_power_of_two()
+            || !(LEN_MIN..=LEN_MAX).contains(&self.segment_bytes)
+        {
             return invalid("segment_bytes", "a power of two from 65536 to 1073741824");
         }
         if self.max_expire_sweep == 0 {
@@ -165,7 +171,9 @@ impl QueueOptions {
     }
 
     pub(crate) fn max_age_ms(&self) -> u64 {
-        self.max_age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+        self.max_age.map_or(u64::MAX, |age| {
+            u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+        })
     }
 
     /// Tag (1 byte), length (1 byte), value; a tag that is absent has its default, an unknown one is skipped.
@@ -182,11 +190,14 @@ impl QueueOptions {
             push(2, bytes);
         }
         push(3, self.max_item_size.into());
-        push(4, match self.when_full {
-            WhenFull::Refuse => 0,
-            WhenFull::DropOldest => 1,
-            WhenFull::Wait => 2,
-        });
+        push(
+            4,
+            match self.when_full {
+                WhenFull::Refuse => 0,
+                WhenFull::DropOldest => 1,
+                WhenFull::Wait => 2,
+            },
+        );
         if let Some(age) = self.max_age {
             push(5, u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
         }
@@ -196,7 +207,9 @@ impl QueueOptions {
         match self.durability {
             Durability::Sync => push(9, 0),
             Durability::Os => push(9, 1),
-            Durability::Every(period) => push(10, u64::try_from(period.as_nanos()).unwrap_or(u64::MAX)),
+            Durability::Every(period) => {
+                push(10, u64::try_from(period.as_nanos()).unwrap_or(u64::MAX))
+            }
         }
         push(11, self.journal.into());
         out
@@ -209,7 +222,9 @@ impl QueueOptions {
         while let Some(tag) = bytes.u8() {
             let len = bytes.u8()?;
             let value = bytes.take(len.into())?;
-            let Ok(value) = <[u8; 8]>::try_from(value) else { continue };
+            let Ok(value) = <[u8; 8]>::try_from(value) else {
+                continue;
+            };
             let value = u64::from_le_bytes(value);
             match tag {
                 1 => options.max_items = Some(value),
@@ -227,7 +242,13 @@ impl QueueOptions {
                 6 => options.max_expire_sweep = value.try_into().ok()?,
                 7 => options.memory_bytes = value,
                 8 => options.segment_bytes = value.try_into().ok()?,
-                9 => options.durability = if value == 0 { Durability::Sync } else { Durability::Os },
+                9 => {
+                    options.durability = if value == 0 {
+                        Durability::Sync
+                    } else {
+                        Durability::Os
+                    }
+                }
                 10 => options.durability = Durability::Every(Duration::from_nanos(value)),
                 11 => options.journal = value != 0,
                 _ => {}
@@ -310,9 +331,14 @@ mod tests {
             (base().max_item_size(1 << 28), "max_item_size"),
             (base().max_expire_sweep(0), "max_expire_sweep"),
             (base().max_age(Duration::ZERO), "max_age"),
-            (base().durability(Durability::Every(Duration::ZERO)), "durability"),
+            (
+                base().durability(Durability::Every(Duration::ZERO)),
+                "durability",
+            ),
         ] {
-            assert!(matches!(options.check(), Err(OptionsError::Invalid { field: f, .. }) if f == field));
+            assert!(
+                matches!(options.check(), Err(OptionsError::Invalid { field: f, .. }) if f == field)
+            );
         }
         assert!(base().check().is_ok());
     }

@@ -130,7 +130,11 @@ fn decode_copy(copy: Option<&[u8]>) -> Result<SegmentHeader, Fault> {
         let previous = Previous {
             number: previous_number,
             salt: Salt(bytes.u64()?),
-            extent: Extent { end: bytes.u32()?, count: bytes.u32()?, payload_bytes: bytes.u64()? },
+            extent: Extent {
+                end: bytes.u32()?,
+                count: bytes.u32()?,
+                payload_bytes: bytes.u64()?,
+            },
             synced_to: bytes.u32()?,
         };
         Some(Ok(SegmentHeader {
@@ -179,11 +183,19 @@ pub(crate) fn decode_seal(page: &[u8], salt: Salt) -> Option<Seal> {
         if bytes.take(4)? != b"SEAL" {
             return None;
         }
-        let extent = Extent { end: bytes.u32()?, count: bytes.u32()?, payload_bytes: bytes.u64()? };
+        let extent = Extent {
+            end: bytes.u32()?,
+            count: bytes.u32()?,
+            payload_bytes: bytes.u64()?,
+        };
         let last_ms = bytes.u64()?;
         let durable = bytes.u32()?;
         let sum = bytes.u32()?;
-        (sum == crc(salt.header_seed(), body) && durable <= 1).then_some(Seal { extent, last_ms, durable: durable == 1 })
+        (sum == crc(salt.header_seed(), body) && durable <= 1).then_some(Seal {
+            extent,
+            last_ms,
+            durable: durable == 1,
+        })
     })
 }
 
@@ -220,7 +232,11 @@ mod tests {
             previous: Some(Previous {
                 number: 8,
                 salt: Salt(5),
-                extent: Extent { end: 5000, count: 6, payload_bytes: 600 },
+                extent: Extent {
+                    end: 5000,
+                    count: 6,
+                    payload_bytes: 600,
+                },
                 synced_to: 4200,
             }),
         }
@@ -243,7 +259,10 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(decode(&bad), Ok(sample()), "bit {bit}");
         }
-        assert_eq!(decode(&vec![0; PAGE]), Err(Fault::Invalid("segment header")));
+        assert_eq!(
+            decode(&vec![0; PAGE]),
+            Err(Fault::Invalid("segment header"))
+        );
         assert_eq!(decode(&[]), Err(Fault::Invalid("segment header")));
     }
 
@@ -260,8 +279,15 @@ mod tests {
 
     #[test]
     fn a_seal_holds_only_under_its_salt() {
-        let seal =
-            Seal { extent: Extent { end: 9000, count: 4, payload_bytes: 321 }, last_ms: 12, durable: true };
+        let seal = Seal {
+            extent: Extent {
+                end: 9000,
+                count: 4,
+                payload_bytes: 321,
+            },
+            last_ms: 12,
+            durable: true,
+        };
         let mut page = vec![0; PAGE];
         page[SEAL_AT..SEAL_AT + SEAL_LEN].copy_from_slice(&encode_seal(&seal, Salt(1 << 40)));
         assert_eq!(decode_seal(&page, Salt(1 << 40)), Some(seal));

@@ -51,7 +51,11 @@ pub(crate) struct QueueMeta {
 
 impl QueueMeta {
     pub(crate) fn is_freed(&self, number: u64) -> bool {
-        number < self.segment_floor || self.freed.iter().any(|&(first, last)| (first..=last).contains(&number))
+        number < self.segment_floor
+            || self
+                .freed
+                .iter()
+                .any(|&(first, last)| (first..=last).contains(&number))
     }
 
     /// Adds a freed segment and merges what touches; `false` if there is no room for one more island.
@@ -64,7 +68,9 @@ impl QueueMeta {
         let mut merged: Vec<(u64, u64)> = Vec::with_capacity(self.freed.len());
         for &(first, last) in &self.freed {
             match merged.last_mut() {
-                Some(previous) if first <= previous.1.saturating_add(1) => previous.1 = previous.1.max(last),
+                Some(previous) if first <= previous.1.saturating_add(1) => {
+                    previous.1 = previous.1.max(last)
+                }
                 _ => merged.push((first, last)),
             }
         }
@@ -112,7 +118,9 @@ fn read_slots<T>(
     let mut best: Option<Slots<T>> = None;
     let mut fault = Fault::Invalid(what);
     for index in 0..2 {
-        let Some(slot) = file.get(index * SLOT..(index + 1) * SLOT) else { continue };
+        let Some(slot) = file.get(index * SLOT..(index + 1) * SLOT) else {
+            continue;
+        };
         let (body, sum) = slot.split_at(SLOT - 4);
         if body.get(..8) != Some(magic) || sum != crc(0, body).to_le_bytes() {
             continue;
@@ -130,7 +138,11 @@ fn read_slots<T>(
         if let Some(newest) = parse(&mut bytes)
             && best.as_ref().is_none_or(|b| sequence > b.sequence)
         {
-            best = Some(Slots { newest, sequence, next_slot: 1 - index });
+            best = Some(Slots {
+                newest,
+                sequence,
+                next_slot: 1 - index,
+            });
         }
     }
     // A slot of a later version beside one of ours: the later one may be the newer; do not guess.
@@ -150,7 +162,10 @@ pub(crate) fn encode_set(meta: &SetMeta, sequence: u64) -> [u8; SLOT] {
 
 pub(crate) fn decode_set(file: &[u8]) -> Result<Slots<SetMeta>, Fault> {
     read_slots(file, SET_MAGIC, "set header", |bytes| {
-        Some(SetMeta { set_id: bytes.u128()?, id_floor: bytes.u64()? })
+        Some(SetMeta {
+            set_id: bytes.u128()?,
+            id_floor: bytes.u64()?,
+        })
     })
 }
 
@@ -200,7 +215,9 @@ pub(crate) fn decode_queue(file: &[u8]) -> Result<Slots<QueueMeta>, Fault> {
         let options_len = bytes.u16()?;
         let options = bytes.take(options_len.into())?.to_vec();
         let freed_len = bytes.u16()?;
-        let freed = (0..freed_len).map(|_| Some((bytes.u64()?, bytes.u64()?))).collect::<Option<Vec<_>>>()?;
+        let freed = (0..freed_len)
+            .map(|_| Some((bytes.u64()?, bytes.u64()?)))
+            .collect::<Option<Vec<_>>>()?;
         Some(QueueMeta {
             set_id,
             queue_id,
@@ -244,20 +261,38 @@ mod tests {
     #[test]
     fn the_newest_valid_slot_counts() {
         let mut file = encode_queue(&sample(), 7).to_vec();
-        file.extend(encode_queue(&QueueMeta { next_id: 50, ..sample() }, 8));
+        file.extend(encode_queue(
+            &QueueMeta {
+                next_id: 50,
+                ..sample()
+            },
+            8,
+        ));
         let slots = decode_queue(&file).expect("valid");
-        assert_eq!((slots.newest.next_id, slots.sequence, slots.next_slot), (50, 8, 0));
+        assert_eq!(
+            (slots.newest.next_id, slots.sequence, slots.next_slot),
+            (50, 8, 0)
+        );
         file[SLOT + 100] ^= 4;
         let slots = decode_queue(&file).expect("valid");
-        assert_eq!((slots.newest, slots.sequence, slots.next_slot), (sample(), 7, 1));
+        assert_eq!(
+            (slots.newest, slots.sequence, slots.next_slot),
+            (sample(), 7, 1)
+        );
         file[100] ^= 4;
         assert_eq!(decode_queue(&file), Err(Fault::Invalid("queue header")));
     }
 
     #[test]
     fn the_largest_content_fits_its_slot() {
-        let freed = (0..FREED_MAX as u64).map(|i| (10 + 3 * i, 10 + 3 * i)).collect();
-        let meta = QueueMeta { freed, options: vec![1; 512], ..sample() };
+        let freed = (0..FREED_MAX as u64)
+            .map(|i| (10 + 3 * i, 10 + 3 * i))
+            .collect();
+        let meta = QueueMeta {
+            freed,
+            options: vec![1; 512],
+            ..sample()
+        };
         let mut file = encode_queue(&meta, 1).to_vec();
         file.resize(FILE_LEN, 0);
         assert_eq!(decode_queue(&file).expect("valid").newest, meta);
@@ -265,7 +300,11 @@ mod tests {
 
     #[test]
     fn freed_segments_merge_and_lift_the_floor() {
-        let mut meta = QueueMeta { segment_floor: 1, freed: vec![], ..sample() };
+        let mut meta = QueueMeta {
+            segment_floor: 1,
+            freed: vec![],
+            ..sample()
+        };
         for number in [3, 5, 4] {
             assert!(meta.add_freed(number));
         }
@@ -279,7 +318,11 @@ mod tests {
 
     #[test]
     fn too_many_islands_are_refused_and_nothing_is_forgotten() {
-        let mut meta = QueueMeta { segment_floor: 1, freed: vec![], ..sample() };
+        let mut meta = QueueMeta {
+            segment_floor: 1,
+            freed: vec![],
+            ..sample()
+        };
         for i in 0..FREED_MAX as u64 {
             assert!(meta.add_freed(10 + 2 * i));
         }

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::disk::{File, Map};
 use crate::format::frame::{self, Frame, Salt};
-use crate::format::header::{self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader};
+use crate::format::header::{
+    self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader,
+};
 use crate::journal::lane::{self, Lane};
 use crate::planted::{self, Bug};
 
@@ -45,7 +47,11 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// Writes both header copies: the first use of the file under this salt.
-    pub(crate) fn begin(header: &SegmentHeader, file: Option<Arc<File>>, map: Map) -> io::Result<Segment> {
+    pub(crate) fn begin(
+        header: &SegmentHeader,
+        file: Option<Arc<File>>,
+        map: Map,
+    ) -> io::Result<Segment> {
         // A seal of the file's earlier use does not pass under the new salt, so only the copies need writing.
         let bytes = header::encode(header);
         for at in COPY_AT {
@@ -103,9 +109,11 @@ impl Segment {
     /// Zeroes the lanes of a block and then writes its tag.
     pub(crate) fn begin_lane_block(&self, block: u32) -> io::Result<()> {
         let at = self.lane_bounds(lane::block_at(self.len, block))?;
-        self.map.copy_in(at as usize + lane::TAG, &[0; lane::BLOCK - lane::TAG])?;
+        self.map
+            .copy_in(at as usize + lane::TAG, &[0; lane::BLOCK - lane::TAG])?;
         fence(Ordering::Release);
-        self.map.copy_in(at as usize, &lane::tag(self.salt, block).to_le_bytes())
+        self.map
+            .copy_in(at as usize, &lane::tag(self.salt, block).to_le_bytes())
     }
 
     fn lane_bounds<T>(&self, at: Option<T>) -> io::Result<T> {
@@ -136,12 +144,23 @@ impl Segment {
 
     pub(crate) fn write_seal(&self, extent: Extent, last_ms: u64, durable: bool) -> io::Result<()> {
         let at = if durable { CLEAN_SEAL_AT } else { SEAL_AT };
-        self.map.copy_in(at, &header::encode_seal(&Seal { extent, last_ms, durable }, self.salt))
+        self.map.copy_in(
+            at,
+            &header::encode_seal(
+                &Seal {
+                    extent,
+                    last_ms,
+                    durable,
+                },
+                self.salt,
+            ),
+        )
     }
 
     /// Says that frames will reach up to `reach`, before any does.
     pub(crate) fn write_reach(&self, reach: u32) -> io::Result<()> {
-        self.map.copy_in(header::REACH_AT, &header::encode_reach(reach, self.salt))?;
+        self.map
+            .copy_in(header::REACH_AT, &header::encode_reach(reach, self.salt))?;
         fence(Ordering::Release);
         Ok(())
     }
@@ -187,7 +206,13 @@ impl Segment {
 
     /// Copies a payload out and checks the copy. `Ok(None)`: it is not what was put.
     #[inline]
-    pub(crate) fn payload(&self, offset: u32, head_len: u32, len: u32, crc: u32) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn payload(
+        &self,
+        offset: u32,
+        head_len: u32,
+        len: u32,
+        crc: u32,
+    ) -> io::Result<Option<Vec<u8>>> {
         let at = offset as usize + head_len as usize;
         let payload = self.map.copy_vec(at, len as usize)?;
         Ok(frame::payload_valid(self.salt, crc, &payload).then_some(payload))
@@ -208,7 +233,10 @@ impl Segment {
         if let Some(file) = &self.file
             && file.len()? < u64::from(self.len)
         {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment file was truncated"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the segment file was truncated",
+            ));
         }
         self.checked_ms.store(tick_ms, Ordering::Relaxed);
         Ok(())
@@ -233,15 +261,22 @@ impl Segment {
     /// Stores every page in use again as it is, so that the next sync writes it: for a segment that an earlier process
     /// stored, of which nobody knows whether it reached the device.
     pub(crate) fn dirty_again(&self) -> io::Result<()> {
-        let lanes_at = lane::block_at(self.len, self.count().div_ceil(lane::BLOCK_LANES).max(1) - 1).unwrap_or(0);
-        let mut at = 0;
-        while at < self.len as usize {
+        self.dirty_pages(0, self.end())?;
+        self.dirty_marks_again()
+    }
+
+    /// The same for its lanes only.
+    pub(crate) fn dirty_marks_again(&self) -> io::Result<()> {
+        let blocks = self.count().div_ceil(lane::BLOCK_LANES).max(1);
+        self.dirty_pages(lane::block_at(self.len, blocks - 1).unwrap_or(0), self.len)
+    }
+
+    fn dirty_pages(&self, from: u32, to: u32) -> io::Result<()> {
+        let mut at = from as usize & !(PAGE - 1);
+        while at < to as usize {
             let byte = self.map.load_byte(at)?;
             self.map.store_byte(at, byte)?;
             at += PAGE;
-            if at >= self.end() as usize && at < lanes_at as usize & !(PAGE - 1) {
-                at = lanes_at as usize & !(PAGE - 1);
-            }
         }
         Ok(())
     }
@@ -249,5 +284,6 @@ impl Segment {
 
 /// Whether the block's tag is the one of this use, read from a copy of the lane area.
 pub(crate) fn block_is_ours(salt: Salt, block: u32, bytes: &[u8]) -> bool {
-    planted::is(Bug::LaneWithoutTag) || bytes.get(..lane::TAG) == Some(&lane::tag(salt, block).to_le_bytes()[..])
+    planted::is(Bug::LaneWithoutTag)
+        || bytes.get(..lane::TAG) == Some(&lane::tag(salt, block).to_le_bytes()[..])
 }

@@ -140,11 +140,17 @@ impl Patience {
         if span.is_zero() {
             return Patience::None;
         }
-        disk::instant_now().checked_add(span).map_or(Patience::Forever, Patience::Until)
+        disk::instant_now()
+            .checked_add(span)
+            .map_or(Patience::Forever, Patience::Until)
     }
 
     pub(crate) fn until(deadline: Instant) -> Patience {
-        if deadline <= disk::instant_now() { Patience::None } else { Patience::Until(deadline) }
+        if deadline <= disk::instant_now() {
+            Patience::None
+        } else {
+            Patience::Until(deadline)
+        }
     }
 
     pub(crate) fn deadline(self) -> Option<Instant> {
@@ -209,8 +215,10 @@ impl Core {
         let mut wakes = Wakes::default();
         {
             let mut tail = self.journal.tail.lock();
-            self.journal.set_segment_bytes(&mut tail, options.segment_bytes);
-            self.durability.store(durability_code(&options), Ordering::Relaxed);
+            self.journal
+                .set_segment_bytes(&mut tail, options.segment_bytes);
+            self.durability
+                .store(durability_code(&options), Ordering::Relaxed);
             *self.limits.write() = Limits::of(&options);
             let mut reader = self.reader.lock();
             reader.memory_bytes = options.memory_bytes;
@@ -256,8 +264,13 @@ impl Core {
         let total = payloads.iter().map(|p| p.len() as u64).sum::<u64>();
         let mut ticket: Option<SpaceTicket<'_>> = None;
         loop {
-            match self.try_put(payloads, total, options, must_sync, &mut ticket, room, ids)? {
-                Some(last) => {
+            let tried = self.try_put(payloads, total, options, must_sync, &mut ticket, room, ids);
+            match tried {
+                Err(PutError::Full {
+                    limit: Limit::Disk, ..
+                }) if self.make_disk_room() => {}
+                Err(error) => return Err(error),
+                Ok(Some(last)) => {
                     drop(ticket);
                     if must_sync && !no_wait {
                         self.wait_durable(last.0)?;
@@ -266,20 +279,45 @@ impl Core {
                     }
                     return Ok(last);
                 }
-                None => {
+                Ok(None) => {
                     // Refused for now, and in the line of those who wait for room.
-                    let waits = ticket.as_ref().is_some_and(|t| t.ticket.sleep(room.deadline()));
+                    let waits = ticket
+                        .as_ref()
+                        .is_some_and(|t| t.ticket.sleep(room.deadline()));
                     if !waits {
-                        return Err(PutError::Full { queue: self.name.clone(), limit: self.broken(payloads, total) });
+                        return Err(PutError::Full {
+                            queue: self.name.clone(),
+                            limit: self.broken(payloads, total),
+                        });
                     }
                 }
             }
         }
     }
 
+    /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free. `false`: none is.
+    fn make_disk_room(&self) -> bool {
+        if self.limits.read().when_full != WhenFull::DropOldest {
+            return false;
+        }
+        let spent = {
+            let mut reader = self.reader.lock();
+            while !reader.spent
+                && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true))
+            {}
+            std::mem::take(&mut reader.spent)
+        };
+        if spent {
+            self.free_spent();
+        }
+        spent
+    }
+
     fn broken(&self, payloads: &[&[u8]], total: u64) -> Limit {
         let limits = *self.limits.read();
-        limits.broken(&self.reader.lock(), payloads.len() as u64, total).unwrap_or(Limit::Items)
+        limits
+            .broken(&self.reader.lock(), payloads.len() as u64, total)
+            .unwrap_or(Limit::Items)
     }
 
     fn must_sync(&self, asked: Option<Durability>) -> bool {
@@ -291,7 +329,10 @@ impl Core {
     }
 
     /// `Ok(None)`: no room; `ticket` stands in the line.
-    #[expect(clippy::too_many_arguments, reason = "one story; its callers are the two lines above")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one story; its callers are the two lines above"
+    )]
     fn try_put<'a>(
         &'a self,
         payloads: &[&[u8]],
@@ -307,15 +348,24 @@ impl Core {
         let limits = *self.limits.read();
         for payload in payloads {
             if payload.len() as u64 > u64::from(limits.max_item_size) {
-                return Err(PutError::TooLarge { len: payload.len() as u64, max: limits.max_item_size.into() });
+                return Err(PutError::TooLarge {
+                    len: payload.len() as u64,
+                    max: limits.max_item_size.into(),
+                });
             }
         }
         if tail.closed {
             return Err(PutError::Closed);
         }
-        let full = |limit| PutError::Full { queue: self.name.clone(), limit };
+        let full = |limit| PutError::Full {
+            queue: self.name.clone(),
+            limit,
+        };
         if let Some(source) = self.journal.commit.failure() {
-            return Err(PutError::Failed { queue: self.name.clone(), source });
+            return Err(PutError::Failed {
+                queue: self.name.clone(),
+                source,
+            });
         }
         if limits.bounded || ticket.is_some() {
             let items = payloads.len() as u64;
@@ -351,7 +401,12 @@ impl Core {
                 if may_wait {
                     match ticket {
                         Some(own) => reader.space.rejoin(&own.ticket),
-                        None => *ticket = Some(SpaceTicket { core: self, ticket: reader.space.join() }),
+                        None => {
+                            *ticket = Some(SpaceTicket {
+                                core: self,
+                                ticket: reader.space.join(),
+                            })
+                        }
                     }
                     // Room that is promised to nobody goes to the first in the line.
                     if broken.is_none() {
@@ -371,18 +426,32 @@ impl Core {
         }
 
         let put_ms = self.shared.clock.now_ms();
-        let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
-        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags };
+        let expiry_ms = expiry_ms(
+            options.expiry,
+            put_ms,
+            limits.max_age_ms,
+            &self.shared.clock,
+        );
+        let item = |payload| NewItem {
+            payload,
+            expiry_ms,
+            user_flags: options.flags,
+        };
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let last = if let [payload] = payloads {
-            let place = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;
+            let place = self
+                .journal
+                .append(&mut tail, item(payload), put_ms)
+                .map_err(|e| self.append_error(e))?;
             let mut reader = self.reader.lock();
             reader.offer(place, hide, &mut wakes);
             place.id
         } else {
             let items: Vec<NewItem<'_>> = payloads.iter().map(|payload| item(payload)).collect();
-            let places =
-                self.journal.append_batch(&mut tail, &items, put_ms).map_err(|e| self.append_error(e))?;
+            let places = self
+                .journal
+                .append_batch(&mut tail, &items, put_ms)
+                .map_err(|e| self.append_error(e))?;
             let mut reader = self.reader.lock();
             for place in &places {
                 reader.offer(*place, hide, &mut wakes);
@@ -391,8 +460,12 @@ impl Core {
             places.last().map_or(0, |place| place.id)
         };
         let arm = self.journal.wants_spare(&mut tail);
+        let spent = std::mem::take(&mut tail.spent);
         drop(tail);
         wakes.wake();
+        if spent {
+            self.ring_free();
+        }
         if arm {
             self.shared.upkeep.ring(Chore::Arm(self.me.clone()));
         }
@@ -412,19 +485,36 @@ impl Core {
     fn append_error(&self, error: AppendError) -> PutError {
         let queue = self.name.clone();
         match error {
-            AppendError::NoSpace(source) => PutError::NoSpace { queue, source: Arc::new(source) },
-            AppendError::DiskCap => PutError::Full { queue, limit: Limit::Disk },
+            AppendError::NoSpace(source) => PutError::NoSpace {
+                queue,
+                source: Arc::new(source),
+            },
+            AppendError::DiskCap => PutError::Full {
+                queue,
+                limit: Limit::Disk,
+            },
             AppendError::TooLarge { max } => PutError::TooLarge { len: u64::MAX, max },
             AppendError::Exhausted => PutError::Exhausted,
-            AppendError::Io { segment, error } => PutError::Io { queue, segment, source: Arc::new(error) },
+            AppendError::Io { segment, error } => PutError::Io {
+                queue,
+                segment,
+                source: Arc::new(error),
+            },
         }
     }
 
     fn wait_durable(&self, id: u64) -> Result<(), PutError> {
         self.journal
             .commit
-            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
-            .map_err(|source| PutError::Indeterminate { queue: self.name.clone(), source })
+            .wait(
+                id,
+                || self.journal.sync(false),
+                |durable| self.publish(durable),
+            )
+            .map_err(|source| PutError::Indeterminate {
+                queue: self.name.clone(),
+                source,
+            })
     }
 
     fn publish(&self, durable: u64) {
@@ -470,7 +560,11 @@ impl Core {
                     if spent {
                         self.ring_free();
                     }
-                    return Ok(if ticket.is_some() { Took::NotYet } else { Took::Nothing });
+                    return Ok(if ticket.is_some() {
+                        Took::NotYet
+                    } else {
+                        Took::Nothing
+                    });
                 }
                 Err(error) => {
                     let mut wakes = Wakes::default();
@@ -510,7 +604,9 @@ impl Core {
             if mode == Mode::Open {
                 reader.counts.transactions += 1;
                 serial = reader.hold(&taken, starts, rules.now_ms);
-                let lane = Lane::InFlight { starts: u8::try_from(starts).unwrap_or(u8::MAX) };
+                let lane = Lane::InFlight {
+                    starts: u8::try_from(starts).unwrap_or(u8::MAX),
+                };
                 // A start that cannot be counted is still a start; the close will tell of the medium.
                 let _ = taken.segment.mark(taken.place.ordinal, lane);
             }
@@ -526,8 +622,9 @@ impl Core {
                 Ok(Some(payload)) => {
                     let place = taken.place;
                     if mode == Mode::Get {
-                        self.finish(&taken.segment, &place)
-                            .map_err(|error| self.undo(&taken, mode, serial, before, Some(error)))?;
+                        self.finish(&taken.segment, &place).map_err(|error| {
+                            self.undo(&taken, mode, serial, before, Some(error))
+                        })?;
                     }
                     let item = Item {
                         id: place.id,
@@ -567,10 +664,13 @@ impl Core {
         let mut reader = self.reader.lock();
         if mode == Mode::Open {
             reader.release(place.id, serial);
-            let _ = taken.segment.mark(place.ordinal, match before {
-                Lane::Done => Lane::Waiting { starts: 0 },
-                lane => lane,
-            });
+            let _ = taken.segment.mark(
+                place.ordinal,
+                match before {
+                    Lane::Done => Lane::Waiting { starts: 0 },
+                    lane => lane,
+                },
+            );
         }
         reader.counts.get_hits -= 1;
         reader.return_waiting(place);
@@ -579,24 +679,50 @@ impl Core {
         // Not woken: whoever came next would meet the same item and the same error, round and round.
         drop(wakes);
         self.take_error(match error {
-            Some(error) => TakeError::Io { segment: place.segment, offset: place.offset, error },
-            None => TakeError::Damaged { segment: place.segment, offset: place.offset, id: place.id },
+            Some(error) => TakeError::Io {
+                segment: place.segment,
+                offset: place.offset,
+                error,
+            },
+            None => TakeError::Damaged {
+                segment: place.segment,
+                offset: place.offset,
+                id: place.id,
+            },
         })
     }
 
     fn take_error(&self, error: TakeError) -> GetError {
         let queue = self.name.clone();
         match error {
-            TakeError::Damaged { segment, offset, id } => {
-                GetError::Corrupt { queue, segment, offset: offset.into(), id: Some(ItemId(id)) }
-            }
-            TakeError::Io { segment, offset, error } => {
-                GetError::Io { queue, segment, offset: offset.into(), source: Arc::new(error) }
-            }
+            TakeError::Damaged {
+                segment,
+                offset,
+                id,
+            } => GetError::Corrupt {
+                queue,
+                segment,
+                offset: offset.into(),
+                id: Some(ItemId(id)),
+            },
+            TakeError::Io {
+                segment,
+                offset,
+                error,
+            } => GetError::Io {
+                queue,
+                segment,
+                offset: offset.into(),
+                source: Arc::new(error),
+            },
         }
     }
 
-    fn finish(&self, segment: &crate::journal::segment::Segment, place: &Place) -> std::io::Result<()> {
+    fn finish(
+        &self,
+        segment: &crate::journal::segment::Segment,
+        place: &Place,
+    ) -> std::io::Result<()> {
         if segment.mark_done(place.ordinal)? {
             self.ring_free();
         }
@@ -607,7 +733,11 @@ impl Core {
     }
 
     /// Takes an item, waiting in line if `patience` says so. `Ok(None)`: none came.
-    pub(crate) fn take_waiting(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
+    pub(crate) fn take_waiting(
+        &self,
+        mode: Mode,
+        patience: Patience,
+    ) -> Result<Option<Given>, GetError> {
         self.may_take()?;
         match self.take(mode, None)? {
             Took::Item(given) => return Ok(Some(given)),
@@ -663,7 +793,10 @@ impl Core {
         }
         drop(reader);
         wakes.wake();
-        LinePlace { core: self.me.clone(), ticket }
+        LinePlace {
+            core: self.me.clone(),
+            ticket,
+        }
     }
 
     /// For futures: an item, or registered to be woken.
@@ -680,7 +813,9 @@ impl Core {
             }
             *place = Some(self.join());
         }
-        let Some(waiting) = place else { return Ok(None) };
+        let Some(waiting) = place else {
+            return Ok(None);
+        };
         loop {
             let result = self.take(mode, Some(&waiting.ticket));
             match result {
@@ -711,14 +846,22 @@ impl Core {
         if reader.closed {
             return Err(CloseError::Closed);
         }
-        let Some(held) = reader.release(id, serial) else { return Ok(false) };
-        let Some(segment) = &held.segment else { return Ok(true) };
+        let Some(held) = reader.release(id, serial) else {
+            return Ok(false);
+        };
+        let Some(segment) = &held.segment else {
+            return Ok(true);
+        };
         if let Err(error) = self.finish(segment, &held.place) {
             let number = segment.number;
             let wakes = self.give_back(&mut reader, held);
             drop(reader);
             wakes.wake();
-            return Err(CloseError::Io { queue: self.name.clone(), segment: number, source: Arc::new(error) });
+            return Err(CloseError::Io {
+                queue: self.name.clone(),
+                segment: number,
+                source: Arc::new(error),
+            });
         }
         Ok(true)
     }
@@ -732,7 +875,9 @@ impl Core {
         if reader.closed {
             return false;
         }
-        let Some(held) = reader.release(id, serial) else { return false };
+        let Some(held) = reader.release(id, serial) else {
+            return false;
+        };
         reader.counts.aborts += 1;
         let wakes = self.give_back(&mut reader, held);
         drop(reader);
@@ -764,7 +909,9 @@ impl Core {
         let taken = if reader.paused {
             None
         } else {
-            reader.peek(&self.journal, rules).map_err(|error| self.take_error(error))?
+            reader
+                .peek(&self.journal, rules)
+                .map_err(|error| self.take_error(error))?
         };
         let Some(taken) = taken else {
             reader.counts.get_misses += 1;
@@ -772,7 +919,12 @@ impl Core {
         };
         // Under the lock, so that the item is still there when it is shown.
         let place = taken.place;
-        let starts = taken.segment.lane(place.ordinal).ok().flatten().map_or(0, Lane::starts);
+        let starts = taken
+            .segment
+            .lane(place.ordinal)
+            .ok()
+            .flatten()
+            .map_or(0, Lane::starts);
         match self.journal.read(&taken.segment, &place) {
             Ok(Some(payload)) => Ok(Some(Item {
                 id: place.id,
@@ -787,9 +939,11 @@ impl Core {
                 offset: place.offset,
                 id: place.id,
             })),
-            Err(error) => {
-                Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error }))
-            }
+            Err(error) => Err(self.take_error(TakeError::Io {
+                segment: place.segment,
+                offset: place.offset,
+                error,
+            })),
         }
     }
 
@@ -845,7 +999,11 @@ impl Core {
         }
         self.journal
             .commit
-            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
+            .wait(
+                id,
+                || self.journal.sync(false),
+                |durable| self.publish(durable),
+            )
             .map_err(|source| self.sync_error(source))
     }
 
@@ -882,7 +1040,10 @@ impl Core {
     }
 
     pub(crate) fn sync_error(&self, source: Arc<std::io::Error>) -> SyncError {
-        SyncError::Failed { queue: self.name.clone(), source }
+        SyncError::Failed {
+            queue: self.name.clone(),
+            source,
+        }
     }
 
     // ---- upkeep
@@ -913,13 +1074,17 @@ impl Core {
     #[cold]
     fn ring_tend_now(&self) {
         if !self.tending.swap(true, Ordering::AcqRel) {
-            self.shared.upkeep.ring(Chore::Tend(self.me.clone(), self.tend_after_ms()));
+            self.shared
+                .upkeep
+                .ring(Chore::Tend(self.me.clone(), self.tend_after_ms()));
         }
     }
 
     fn tend_after_ms(&self) -> u64 {
         match self.options.read().durability {
-            Durability::Every(period) => u64::try_from(period.as_millis()).unwrap_or(u64::MAX).clamp(1, TEND_MS),
+            Durability::Every(period) => u64::try_from(period.as_millis())
+                .unwrap_or(u64::MAX)
+                .clamp(1, TEND_MS),
             _ => TEND_MS,
         }
     }
@@ -1026,7 +1191,9 @@ impl Core {
         }
         self.sync_round()?;
         let _ = self.journal.free_spent(|_| false);
-        self.journal.seal_clean().map_err(|error| self.sync_error(Arc::new(error)))
+        self.journal
+            .seal_clean()
+            .map_err(|error| self.sync_error(Arc::new(error)))
     }
 
     pub(crate) fn stats(&self) -> QueueStats {
@@ -1044,7 +1211,11 @@ impl Core {
             get_misses: counts.get_misses,
             mem_items,
             mem_bytes,
-            age_ms: if reader.items == 0 { 0 } else { counts.last_age_ms },
+            age_ms: if reader.items == 0 {
+                0
+            } else {
+                counts.last_age_ms
+            },
             oldest_age_ms: match reader.oldest_put_ms() {
                 Some(put_ms) if reader.items > 0 => now_ms.saturating_sub(put_ms),
                 _ => 0,
@@ -1091,7 +1262,9 @@ pub(crate) struct LinePlace {
 
 impl Drop for LinePlace {
     fn drop(&mut self) {
-        let Some(core) = self.core.upgrade() else { return };
+        let Some(core) = self.core.upgrade() else {
+            return;
+        };
         if core.is_forked() {
             return;
         }
@@ -1140,7 +1313,9 @@ fn expiry_ms(own: Expiry, put_ms: u64, max_age_ms: u64, clock: &Clock) -> u64 {
         }
         Expiry::At(time) => time
             .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(NEVER_MS)),
+            .map_or(0, |since| {
+                u64::try_from(since.as_millis()).unwrap_or(NEVER_MS)
+            }),
     };
     own.min(put_ms.saturating_add(max_age_ms))
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::core::{Core, Mode, Patience, Room};
 use crate::error::{CloseError, Error, GetError, OptionsError, PutError, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
@@ -15,7 +16,6 @@ use crate::options::{PutOptions, QueueOptions};
 use crate::set::QueueSet;
 use crate::stats::{QueueStats, RecoveryReport};
 use crate::typed::{Codec, TypedQueue};
-use self::core::{Core, Mode, Patience, Room};
 use futures::{GetFuture, OpenFuture, SyncedFuture};
 use open_item::{OpenItem, OpenToken};
 
@@ -94,11 +94,24 @@ impl Queue {
         }
         options.check()?;
         if options.journal != self.core.has_journal() {
-            return Err(OptionsError::Journal { queue: self.name().to_owned(), items: self.len() });
+            return Err(OptionsError::Journal {
+                queue: self.name().to_owned(),
+                items: self.len(),
+            });
         }
-        let stored = self.core.journal.update_meta(|meta| meta.options = options.to_bytes());
+        let stored = self
+            .core
+            .journal
+            .update_meta(|meta| meta.options = options.to_bytes());
         stored.map_err(|source| OptionsError::Io {
-            path: self.core.journal.context.dir.clone().unwrap_or_default().join("meta"),
+            path: self
+                .core
+                .journal
+                .context
+                .dir
+                .clone()
+                .unwrap_or_default()
+                .join("meta"),
             source,
         })?;
         self.core.apply(options);
@@ -155,15 +168,31 @@ impl Queue {
     /// # }
     /// ```
     pub fn append(&self, data: impl AsRef<[u8]>) -> Result<ItemId, PutError> {
-        self.core.put(&[data.as_ref()], &PutOptions::new(), Room::ByPolicy, true, &mut Vec::new())
+        self.core.put(
+            &[data.as_ref()],
+            &PutOptions::new(),
+            Room::ByPolicy,
+            true,
+            &mut Vec::new(),
+        )
     }
 
     /// Puts an item with an expiry, a durability or flags of its own.
     ///
     /// # Errors
     /// As [`put`](Queue::put).
-    pub fn put_with(&self, data: impl AsRef<[u8]>, options: &PutOptions) -> Result<ItemId, PutError> {
-        self.core.put(&[data.as_ref()], options, Room::ByPolicy, false, &mut Vec::new())
+    pub fn put_with(
+        &self,
+        data: impl AsRef<[u8]>,
+        options: &PutOptions,
+    ) -> Result<ItemId, PutError> {
+        self.core.put(
+            &[data.as_ref()],
+            options,
+            Room::ByPolicy,
+            false,
+            &mut Vec::new(),
+        )
     }
 
     /// As [`put`](Queue::put), but in a full queue waits for room until the time is over, whatever `when_full` says (under
@@ -171,9 +200,19 @@ impl Queue {
     ///
     /// # Errors
     /// As [`put`](Queue::put); [`PutError::Full`] if there was no room in time, [`PutError::Closed`] if the queue went away.
-    pub fn put_timeout(&self, data: impl AsRef<[u8]>, timeout: Duration) -> Result<ItemId, PutError> {
+    pub fn put_timeout(
+        &self,
+        data: impl AsRef<[u8]>,
+        timeout: Duration,
+    ) -> Result<ItemId, PutError> {
         let room = Room::Within(Patience::lasting(timeout));
-        self.core.put(&[data.as_ref()], &PutOptions::new(), room, false, &mut Vec::new())
+        self.core.put(
+            &[data.as_ref()],
+            &PutOptions::new(),
+            room,
+            false,
+            &mut Vec::new(),
+        )
     }
 
     /// Puts all items, next to each other, or none: also across a crash, and also against the limits.
@@ -205,7 +244,13 @@ impl Queue {
         if payloads.is_empty() {
             return Ok(ids);
         }
-        let last = self.core.put(&payloads, &PutOptions::new(), Room::ByPolicy, false, &mut ids)?;
+        let last = self.core.put(
+            &payloads,
+            &PutOptions::new(),
+            Room::ByPolicy,
+            false,
+            &mut ids,
+        )?;
         if ids.is_empty() {
             ids.push(last);
         }
@@ -231,7 +276,10 @@ impl Queue {
     }
 
     fn take(&self, patience: Patience) -> Result<Option<Item>, GetError> {
-        Ok(self.core.take_waiting(Mode::Get, patience)?.map(|given| given.item))
+        Ok(self
+            .core
+            .take_waiting(Mode::Get, patience)?
+            .map(|given| given.item))
     }
 
     fn take_open(&self, patience: Patience) -> Result<Option<OpenItem>, GetError> {
@@ -349,12 +397,18 @@ impl Queue {
         if max == 0 {
             return Ok(items);
         }
-        let Some(first) = self.take_open(Patience::lasting(timeout))? else { return Ok(items) };
+        let Some(first) = self.take_open(Patience::lasting(timeout))? else {
+            return Ok(items);
+        };
         items.push(first);
         while items.len() < max {
             match self.core.take(Mode::Open, None)? {
                 self::core::Took::Item(given) => {
-                    items.push(OpenItem::new(Arc::clone(&self.core), given.item, given.serial));
+                    items.push(OpenItem::new(
+                        Arc::clone(&self.core),
+                        given.item,
+                        given.serial,
+                    ));
                 }
                 _ => break,
             }
@@ -526,7 +580,9 @@ impl Eq for Queue {}
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("name", &self.core.name).finish_non_exhaustive()
+        f.debug_struct("Queue")
+            .field("name", &self.core.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -20,12 +20,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::sync::Arc;
 
+use crate::clock::Clock;
 use crate::format::frame;
 use crate::ids::{NEVER_MS, Place};
+use crate::journal::Journal;
 use crate::journal::lane::Lane;
 use crate::journal::segment::{FRAMES_AT, Segment};
-use crate::journal::Journal;
-use crate::clock::Clock;
 use waiters::{Line, Wakes};
 
 /// Most places in the ring: 4 MiB.
@@ -137,8 +137,16 @@ pub(crate) struct Taken {
 /// Why no item could be taken, though one waits.
 #[derive(Debug)]
 pub(crate) enum TakeError {
-    Damaged { segment: u64, offset: u32, id: u64 },
-    Io { segment: u64, offset: u32, error: io::Error },
+    Damaged {
+        segment: u64,
+        offset: u32,
+        id: u64,
+    },
+    Io {
+        segment: u64,
+        offset: u32,
+        error: io::Error,
+    },
 }
 
 /// What the caller of a take decides, and the time.
@@ -152,15 +160,31 @@ pub(crate) struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     pub(crate) fn new(clock: &'a Clock, salvage: bool) -> Self {
-        Rules { clock, now_ms: clock.now_ms(), salvage }
+        Rules {
+            clock,
+            now_ms: clock.now_ms(),
+            salvage,
+        }
     }
 }
 
 impl Reader {
     /// `first`: the first waiting item that recovery found.
-    pub(crate) fn new(first: Option<(u64, u32, u32)>, last_id: u64, items: u64, bytes: u64) -> Reader {
+    pub(crate) fn new(
+        first: Option<(u64, u32, u32)>,
+        last_id: u64,
+        items: u64,
+        bytes: u64,
+    ) -> Reader {
         let (cursor, read_id) = match first {
-            Some((segment, offset, ordinal)) => (Cursor { segment, offset, ordinal }, 0),
+            Some((segment, offset, ordinal)) => (
+                Cursor {
+                    segment,
+                    offset,
+                    ordinal,
+                },
+                0,
+            ),
             None => (Cursor::default(), last_id),
         };
         Reader {
@@ -197,7 +221,8 @@ impl Reader {
 
     fn has_room(&self, payload_len: u32) -> bool {
         self.ring.is_empty()
-            || (self.ring.len() < RING_MAX && self.ring_bytes + u64::from(payload_len) <= self.memory_bytes)
+            || (self.ring.len() < RING_MAX
+                && self.ring_bytes + u64::from(payload_len) <= self.memory_bytes)
     }
 
     fn push(&mut self, place: Place) {
@@ -258,7 +283,11 @@ impl Reader {
             self.hidden -= 1;
         }
         // Hidden items are counted, not guessed: all that waits, but those that are still hidden.
-        self.visible = self.items.saturating_sub(if id < self.offered_id { self.count_hidden() } else { 0 });
+        self.visible = self.items.saturating_sub(if id < self.offered_id {
+            self.count_hidden()
+        } else {
+            0
+        });
         self.promise(wakes);
     }
 
@@ -307,9 +336,15 @@ impl Reader {
     }
 
     /// Takes the first waiting item: aborted ones by id, then the ring. `Ok(None)`: nothing may be delivered now.
-    pub(crate) fn take(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Taken>, TakeError> {
+    pub(crate) fn take(
+        &mut self,
+        journal: &Journal,
+        rules: Rules<'_>,
+    ) -> Result<Option<Taken>, TakeError> {
         loop {
-            let Some(place) = self.pop(journal, rules)? else { return Ok(None) };
+            let Some(place) = self.pop(journal, rules)? else {
+                return Ok(None);
+            };
             let found = match self.segment(journal, place.segment) {
                 Ok(Some(segment)) => segment.check_whole(rules.now_ms).map(|()| Some(segment)),
                 other => other,
@@ -324,7 +359,11 @@ impl Reader {
                 }
                 Err(error) => {
                     self.put_back(place);
-                    return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
+                    return Err(TakeError::Io {
+                        segment: place.segment,
+                        offset: place.offset,
+                        error,
+                    });
                 }
             };
             self.gone(&place);
@@ -334,7 +373,11 @@ impl Reader {
                     Ok(spent) => self.spent |= spent,
                     Err(error) => {
                         self.return_waiting(place);
-                        return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
+                        return Err(TakeError::Io {
+                            segment: place.segment,
+                            offset: place.offset,
+                            error,
+                        });
                     }
                 }
                 continue;
@@ -374,7 +417,11 @@ impl Reader {
 
     /// Whether any waiting item can expire at all.
     pub(crate) fn can_expire(&self) -> bool {
-        self.items > 0 && (self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.is_behind())
+        self.items > 0
+            && (self.expiring > 0
+                || self.max_age_ms != NEVER_MS
+                || !self.aborted.is_empty()
+                || self.is_behind())
     }
 
     fn pop(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Place>, TakeError> {
@@ -413,7 +460,11 @@ impl Reader {
     /// Moves the cursor one frame on; `false`: no room, or nothing that may be delivered.
     fn read_next(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<bool, TakeError> {
         let at = self.cursor;
-        let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
+        let io = |error| TakeError::Io {
+            segment: at.segment,
+            offset: at.offset,
+            error,
+        };
         let segment = match self.segment(journal, at.segment).map_err(io)? {
             Some(segment) if at.offset < segment.end() => segment,
             // The frames end before the items do.
@@ -426,7 +477,11 @@ impl Reader {
             }
             _ => match journal.segment_after(at.segment).map_err(io)? {
                 Some(next) => {
-                    self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
+                    self.cursor = Cursor {
+                        segment: next.number,
+                        offset: FRAMES_AT,
+                        ordinal: 0,
+                    };
                     self.current = Some(next);
                     return Ok(true);
                 }
@@ -439,7 +494,10 @@ impl Reader {
         };
         segment.check_whole(rules.now_ms).map_err(io)?;
         let end = segment.end();
-        let frame = segment.frame_at(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
+        let frame = segment
+            .frame_at(at.offset, end)
+            .map_err(io)?
+            .filter(|frame| frame.ordinal == at.ordinal);
         let Some(frame) = frame else {
             return self.read_over_damage(&segment, end, rules);
         };
@@ -454,7 +512,11 @@ impl Reader {
         }
         let lane = segment.lane(at.ordinal).map_err(io)?;
         if lane == Some(Lane::Done) {
-            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
+            self.cursor = Cursor {
+                offset: next,
+                ordinal: at.ordinal + 1,
+                ..at
+            };
             self.read_id = id;
             return Ok(true);
         }
@@ -478,7 +540,11 @@ impl Reader {
             self.counts.expired += 1;
             self.gone(&place);
             self.read_id = id;
-            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
+            self.cursor = Cursor {
+                offset: next,
+                ordinal: at.ordinal + 1,
+                ..at
+            };
             return Ok(true);
         }
         self.push(place);
@@ -486,19 +552,44 @@ impl Reader {
     }
 
     /// At an invalid frame: goes on behind it if nothing that waits is lost by that, or if the caller salvages.
-    fn read_over_damage(&mut self, segment: &Segment, end: u32, rules: Rules<'_>) -> Result<bool, TakeError> {
+    fn read_over_damage(
+        &mut self,
+        segment: &Segment,
+        end: u32,
+        rules: Rules<'_>,
+    ) -> Result<bool, TakeError> {
         let at = self.cursor;
-        let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
+        let io = |error| TakeError::Io {
+            segment: at.segment,
+            offset: at.offset,
+            error,
+        };
         let mut offset = at.offset + frame::ALIGN;
-        let mut next = Cursor { offset: end, ordinal: segment.count(), ..at };
+        let mut next = Cursor {
+            offset: end,
+            ordinal: segment.count(),
+            ..at
+        };
         while offset < end {
             let candidate = segment.frame_at(offset, end).map_err(io)?;
             if let Some(frame) = candidate
                 && frame.ordinal >= at.ordinal
                 && frame.ordinal <= segment.count()
-                && segment.payload(offset, frame.head_len(), frame.payload_len, frame.payload_crc).map_err(io)?.is_some()
+                && segment
+                    .payload(
+                        offset,
+                        frame.head_len(),
+                        frame.payload_len,
+                        frame.payload_crc,
+                    )
+                    .map_err(io)?
+                    .is_some()
             {
-                next = Cursor { offset, ordinal: frame.ordinal, ..at };
+                next = Cursor {
+                    offset,
+                    ordinal: frame.ordinal,
+                    ..at
+                };
                 break;
             }
             offset += frame::ALIGN;
@@ -513,7 +604,11 @@ impl Reader {
             && !rules.salvage
         {
             let id = segment.first_id + u64::from(*first);
-            return Err(TakeError::Damaged { segment: at.segment, offset: at.offset, id });
+            return Err(TakeError::Damaged {
+                segment: at.segment,
+                offset: at.offset,
+                id,
+            });
         }
         for ordinal in lost {
             // Given up by the option that says so; marked, so that the rest can free the file.
@@ -530,10 +625,20 @@ impl Reader {
     }
 
     /// Removes up to `max` expired items, wherever in the ring they are, and on disk while the ring is empty of live ones.
-    pub(crate) fn sweep(&mut self, journal: &Journal, rules: Rules<'_>, max: u64) -> Result<u64, TakeError> {
+    pub(crate) fn sweep(
+        &mut self,
+        journal: &Journal,
+        rules: Rules<'_>,
+        max: u64,
+    ) -> Result<u64, TakeError> {
         let before = self.counts.expired;
         let mut wanted = max;
-        let aborted: Vec<Place> = self.aborted.values().filter(|p| self.is_expired(p, rules)).copied().collect();
+        let aborted: Vec<Place> = self
+            .aborted
+            .values()
+            .filter(|p| self.is_expired(p, rules))
+            .copied()
+            .collect();
         for place in aborted {
             if wanted == 0 {
                 break;
@@ -560,7 +665,12 @@ impl Reader {
         Ok(self.counts.expired - before)
     }
 
-    fn sweep_ring(&mut self, journal: &Journal, rules: Rules<'_>, max: u64) -> Result<u64, TakeError> {
+    fn sweep_ring(
+        &mut self,
+        journal: &Journal,
+        rules: Rules<'_>,
+        max: u64,
+    ) -> Result<u64, TakeError> {
         let visible = self.ring.len() - self.hidden;
         let mut swept = Vec::new();
         let mut kept = VecDeque::with_capacity(self.ring.len());
@@ -591,7 +701,11 @@ impl Reader {
     }
 
     fn finish(&mut self, journal: &Journal, place: &Place) -> Result<(), TakeError> {
-        let io = |error| TakeError::Io { segment: place.segment, offset: place.offset, error };
+        let io = |error| TakeError::Io {
+            segment: place.segment,
+            offset: place.offset,
+            error,
+        };
         if let Some(segment) = self.segment(journal, place.segment).map_err(io)? {
             self.spent |= segment.mark_done(place.ordinal).map_err(io)?;
         }
@@ -599,8 +713,14 @@ impl Reader {
     }
 
     /// Drops the oldest waiting item; `false` if none may be dropped.
-    pub(crate) fn drop_oldest(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<bool, TakeError> {
-        let Some(taken) = self.take(journal, rules)? else { return Ok(false) };
+    pub(crate) fn drop_oldest(
+        &mut self,
+        journal: &Journal,
+        rules: Rules<'_>,
+    ) -> Result<bool, TakeError> {
+        let Some(taken) = self.take(journal, rules)? else {
+            return Ok(false);
+        };
         self.counts.discarded += 1;
         self.finish(journal, &taken.place)?;
         Ok(true)
@@ -610,8 +730,13 @@ impl Reader {
     pub(crate) fn hold(&mut self, taken: &Taken, starts: u32, since_ms: u64) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let held =
-            Held { place: taken.place, segment: Some(Arc::clone(&taken.segment)), starts, since_ms, serial };
+        let held = Held {
+            place: taken.place,
+            segment: Some(Arc::clone(&taken.segment)),
+            starts,
+            since_ms,
+            serial,
+        };
         self.open.insert(taken.place.id, held);
         serial
     }
@@ -629,7 +754,12 @@ impl Reader {
         let cleared = self.items;
         self.ring.clear();
         self.aborted.clear();
-        (self.hidden, self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, 0, NEVER_MS);
+        (
+            self.hidden,
+            self.ring_bytes,
+            self.expiring,
+            self.next_expiry_ms,
+        ) = (0, 0, 0, NEVER_MS);
         (self.items, self.bytes, self.visible) = (0, 0, 0);
         self.read_id = self.offered_id;
         self.visible_id = self.offered_id;
@@ -643,17 +773,32 @@ impl Reader {
 
     /// Items held ready and their bytes.
     pub(crate) fn in_memory(&self) -> (u64, u64) {
-        let aborted: u64 = self.aborted.values().map(|p| u64::from(p.payload_len)).sum();
-        ((self.ring.len() + self.aborted.len()) as u64, self.ring_bytes + aborted)
+        let aborted: u64 = self
+            .aborted
+            .values()
+            .map(|p| u64::from(p.payload_len))
+            .sum();
+        (
+            (self.ring.len() + self.aborted.len()) as u64,
+            self.ring_bytes + aborted,
+        )
     }
 
     /// Put time of the first item that waits, as far as it is known without reading.
     pub(crate) fn oldest_put_ms(&self) -> Option<u64> {
-        self.aborted.values().next().or_else(|| self.ring.front()).map(|place| place.put_ms)
+        self.aborted
+            .values()
+            .next()
+            .or_else(|| self.ring.front())
+            .map(|place| place.put_ms)
     }
 
     /// The first waiting item, without taking it.
-    pub(crate) fn peek(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Taken>, TakeError> {
+    pub(crate) fn peek(
+        &mut self,
+        journal: &Journal,
+        rules: Rules<'_>,
+    ) -> Result<Option<Taken>, TakeError> {
         let taken = self.take(journal, rules)?;
         if let Some(taken) = &taken {
             self.return_waiting(taken.place);

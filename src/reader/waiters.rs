@@ -88,7 +88,11 @@ impl Line {
         let number = self.next;
         self.next += 1;
         self.waiting.insert(number, Arc::clone(&waiter));
-        Ticket { number, waiter, left: AtomicBool::new(false) }
+        Ticket {
+            number,
+            waiter,
+            left: AtomicBool::new(false),
+        }
     }
 
     /// Whether the ticket holds a promise (or the line was ended).
@@ -101,7 +105,8 @@ impl Line {
         if self.is_called(ticket) {
             self.promised = self.promised.saturating_sub(1);
             ticket.waiter.called.store(false, Ordering::Relaxed);
-            self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));
+            self.waiting
+                .insert(ticket.number, Arc::clone(&ticket.waiter));
         }
     }
 
@@ -125,7 +130,9 @@ impl Line {
     /// Promises until `available` promises are out or nobody waits.
     pub(crate) fn promise_up_to(&mut self, available: u64, wakes: &mut Wakes) {
         while self.promised < available {
-            let Some((_, waiter)) = self.waiting.pop_first() else { return };
+            let Some((_, waiter)) = self.waiting.pop_first() else {
+                return;
+            };
             self.promised += 1;
             waiter.called.store(true, Ordering::Release);
             wakes.0.push(waiter);
@@ -169,7 +176,11 @@ impl Ticket {
 
 /// Sleeps until one of several tickets is called or until `deadline`; `false`: the time is over.
 pub(crate) fn sleep_any(tickets: &[&Ticket], deadline: Option<Instant>) -> bool {
-    let called = || tickets.iter().any(|t| t.waiter.called.load(Ordering::Acquire));
+    let called = || {
+        tickets
+            .iter()
+            .any(|t| t.waiter.called.load(Ordering::Acquire))
+    };
     if spin_until(called) {
         return true;
     }
@@ -216,7 +227,13 @@ mod tests {
         let tickets: Vec<Ticket> = (0..3).map(|_| line.join()).collect();
         let mut wakes = Wakes::default();
         line.promise_up_to(2, &mut wakes);
-        assert_eq!(tickets.iter().map(|t| line.is_called(t)).collect::<Vec<_>>(), [true, true, false]);
+        assert_eq!(
+            tickets
+                .iter()
+                .map(|t| line.is_called(t))
+                .collect::<Vec<_>>(),
+            [true, true, false]
+        );
         assert_eq!((line.promised(), line.len()), (2, 3));
         wakes.wake();
     }

@@ -16,24 +16,120 @@ pub(super) struct Workload {
 const EVERY: Durability = Durability::Every(std::time::Duration::from_millis(100));
 
 pub(super) const WORKLOADS: &[Workload] = &[
-    Workload { name: "single puts", durability: Durability::Sync, may_map: true, work: single_puts },
-    Workload { name: "single puts, positional", durability: Durability::Sync, may_map: false, work: single_puts },
-    Workload { name: "single puts, os", durability: Durability::Os, may_map: true, work: single_puts },
-    Workload { name: "batches", durability: Durability::Sync, may_map: true, work: batches },
-    Workload { name: "batches, os", durability: Durability::Os, may_map: true, work: batches },
-    Workload { name: "open and end", durability: Durability::Sync, may_map: true, work: open_and_end },
-    Workload { name: "open and end, os", durability: Durability::Os, may_map: true, work: open_and_end },
-    Workload { name: "rolls", durability: Durability::Sync, may_map: true, work: rolls },
-    Workload { name: "rolls, os", durability: Durability::Os, may_map: true, work: rolls },
-    Workload { name: "rolls, every", durability: EVERY, may_map: true, work: rolls },
-    Workload { name: "recycle", durability: Durability::Sync, may_map: true, work: recycle },
-    Workload { name: "recycle, os", durability: Durability::Os, may_map: true, work: recycle },
-    Workload { name: "clear", durability: Durability::Sync, may_map: true, work: clear },
-    Workload { name: "clear, os", durability: Durability::Os, may_map: true, work: clear },
-    Workload { name: "delete", durability: Durability::Sync, may_map: true, work: delete },
-    Workload { name: "two queues", durability: Durability::Sync, may_map: true, work: two_queues },
-    Workload { name: "append", durability: Durability::Sync, may_map: true, work: append },
-    Workload { name: "middle freed", durability: Durability::Sync, may_map: true, work: middle_freed },
+    Workload {
+        name: "single puts",
+        durability: Durability::Sync,
+        may_map: true,
+        work: single_puts,
+    },
+    Workload {
+        name: "single puts, positional",
+        durability: Durability::Sync,
+        may_map: false,
+        work: single_puts,
+    },
+    Workload {
+        name: "single puts, os",
+        durability: Durability::Os,
+        may_map: true,
+        work: single_puts,
+    },
+    Workload {
+        name: "batches",
+        durability: Durability::Sync,
+        may_map: true,
+        work: batches,
+    },
+    Workload {
+        name: "batches, os",
+        durability: Durability::Os,
+        may_map: true,
+        work: batches,
+    },
+    Workload {
+        name: "open and end",
+        durability: Durability::Sync,
+        may_map: true,
+        work: open_and_end,
+    },
+    Workload {
+        name: "open and end, os",
+        durability: Durability::Os,
+        may_map: true,
+        work: open_and_end,
+    },
+    Workload {
+        name: "rolls",
+        durability: Durability::Sync,
+        may_map: true,
+        work: rolls,
+    },
+    Workload {
+        name: "rolls, os",
+        durability: Durability::Os,
+        may_map: true,
+        work: rolls,
+    },
+    Workload {
+        name: "rolls, every",
+        durability: EVERY,
+        may_map: true,
+        work: rolls,
+    },
+    Workload {
+        name: "recycle",
+        durability: Durability::Sync,
+        may_map: true,
+        work: recycle,
+    },
+    Workload {
+        name: "recycle, os",
+        durability: Durability::Os,
+        may_map: true,
+        work: recycle,
+    },
+    Workload {
+        name: "recycle, synced marks",
+        durability: Durability::Os,
+        may_map: true,
+        work: recycle_synced,
+    },
+    Workload {
+        name: "clear",
+        durability: Durability::Sync,
+        may_map: true,
+        work: clear,
+    },
+    Workload {
+        name: "clear, os",
+        durability: Durability::Os,
+        may_map: true,
+        work: clear,
+    },
+    Workload {
+        name: "delete",
+        durability: Durability::Sync,
+        may_map: true,
+        work: delete,
+    },
+    Workload {
+        name: "two queues",
+        durability: Durability::Sync,
+        may_map: true,
+        work: two_queues,
+    },
+    Workload {
+        name: "append",
+        durability: Durability::Sync,
+        may_map: true,
+        work: append,
+    },
+    Workload {
+        name: "middle freed",
+        durability: Durability::Sync,
+        may_map: true,
+        work: middle_freed,
+    },
 ];
 
 fn single_puts(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
@@ -83,6 +179,22 @@ fn recycle(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
         run.upkeep();
     }
     run.put("q", 10)
+}
+
+/// Marks reach the device before the file is used again, so that a power cut can bring them back under new frames.
+fn recycle_synced(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+    for _ in 0..2 {
+        run.put("q", 22_000)?;
+        run.put("q", 22_000)?;
+        run.drain("q", 2)?;
+        run.sync("q")?;
+    }
+    run.put("q", 22_000)?;
+    run.upkeep();
+    for _ in 0..4 {
+        run.put("q", 22_000)?;
+    }
+    Ok(())
 }
 
 fn clear(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
@@ -152,7 +264,9 @@ pub(super) fn random(run: &mut Run<'_>, seed: u64) -> Result<(), Stop> {
         match next(20) {
             0..=5 => run.put(name, [8, 200, 3000, 20_000, 40_000][next(5) as usize])?,
             6 | 7 => {
-                let sizes: Vec<usize> = (0..=next(4)).map(|_| [16, 900, 6000][next(3) as usize]).collect();
+                let sizes: Vec<usize> = (0..=next(4))
+                    .map(|_| [16, 900, 6000][next(3) as usize])
+                    .collect();
                 run.batch(name, &sizes)?;
             }
             8 => {
@@ -176,7 +290,12 @@ pub(super) fn random(run: &mut Run<'_>, seed: u64) -> Result<(), Stop> {
             18 => {
                 if next(4) == 0 {
                     run.clear(name)?;
-                    held.retain(|key| run.ledger.entries.get(key).is_some_and(|entry| entry.queue != name));
+                    held.retain(|key| {
+                        run.ledger
+                            .entries
+                            .get(key)
+                            .is_some_and(|entry| entry.queue != name)
+                    });
                 }
             }
             _ => run.upkeep(),
@@ -217,7 +336,12 @@ pub(super) struct Effort {
     pub(super) stride: u64,
 }
 
-pub(super) fn explore(workload: &Workload, seed: u64, effort: Effort, tally: &mut Tally) -> Verdict {
+pub(super) fn explore(
+    workload: &Workload,
+    seed: u64,
+    effort: Effort,
+    tally: &mut Tally,
+) -> Verdict {
     let whole = SimDisk::new(seed);
     run_on(&whole, workload, seed);
     let steps = whole.steps();
@@ -228,14 +352,19 @@ pub(super) fn explore(workload: &Workload, seed: u64, effort: Effort, tally: &mu
             disk.crash_at(step, when);
             let ledger = run_on(&disk, workload, seed);
             let tell = |fate: &dyn std::fmt::Debug, what: String| {
-                format!("{}: seed {seed}, step {step} {when:?}, {fate:?}: {what}", workload.name)
+                format!(
+                    "{}: seed {seed}, step {step} {when:?}, {fate:?}: {what}",
+                    workload.name
+                )
             };
             tally.states += 1;
-            judge_state(&disk.kill(), &ledger, workload, Cut::Kill, effort, tally).map_err(|e| tell(&"kill", e))?;
+            judge_state(&disk.kill(), &ledger, workload, Cut::Kill, effort, tally)
+                .map_err(|e| tell(&"kill", e))?;
             for fate in disk.fates(effort.exhaustive, effort.random, seed ^ step) {
                 tally.states += 1;
                 let after = disk.power_cut(fate);
-                judge_state(&after, &ledger, workload, Cut::Power, effort, tally).map_err(|e| tell(&fate, e))?;
+                judge_state(&after, &ledger, workload, Cut::Power, effort, tally)
+                    .map_err(|e| tell(&fate, e))?;
             }
         }
         step += effort.stride;
@@ -265,7 +394,13 @@ fn judge_state(
             let told = |e| format!("recovery crashed at its step {step}: {e}");
             judge(&second.kill(), ledger, workload.durability, cut).map_err(told)?;
             let fate = Fate::Random(step.wrapping_mul(7919) ^ tally.states);
-            judge(&second.power_cut(fate), ledger, workload.durability, Cut::Power).map_err(told)?;
+            judge(
+                &second.power_cut(fate),
+                ledger,
+                workload.durability,
+                Cut::Power,
+            )
+            .map_err(told)?;
         }
     }
     judge(disk, ledger, workload.durability, cut)
@@ -273,7 +408,8 @@ fn judge_state(
 
 fn recover_all(disk: &SimDisk, workload: &Workload, ledger: &Ledger) {
     if let Ok(set) = open(disk, workload.durability) {
-        let names: std::collections::BTreeSet<&str> = ledger.entries.values().map(|entry| entry.queue).collect();
+        let names: std::collections::BTreeSet<&str> =
+            ledger.entries.values().map(|entry| entry.queue).collect();
         for name in names {
             let _ = set.get_queue(name);
         }
@@ -283,21 +419,34 @@ fn recover_all(disk: &SimDisk, workload: &Workload, ledger: &Ledger) {
 /// Each sync of a workload fails in turn, in both ways; then the process dies, another one recovers, syncs, believes it,
 /// and the power goes.
 pub(super) fn failed_syncs(seed: u64) -> Verdict {
-    for workload in WORKLOADS.iter().filter(|w| w.durability == Durability::Sync) {
+    for workload in WORKLOADS
+        .iter()
+        .filter(|w| w.durability == Durability::Sync)
+    {
         for how in [SyncFailure::KeepsContent, SyncFailure::RevertsContent] {
             for nth in 0..60 {
                 let disk = SimDisk::new(seed);
                 disk.set_sync_failure(how);
                 disk.fail(Op::Sync, nth, 1, std::io::ErrorKind::Other);
                 let ledger = run_on(&disk, workload, seed);
-                let told = |what: &str, e: String| format!("{}: sync {nth} fails, {how:?}, {what}: {e}", workload.name);
+                let told = |what: &str, e: String| {
+                    format!("{}: sync {nth} fails, {how:?}, {what}: {e}", workload.name)
+                };
                 let mut ledger = ledger;
                 // What the orderly close then does is no part of this.
                 ledger.closing = true;
-                judge(&disk.power_cut(Fate::None), &ledger, workload.durability, Cut::Power).map_err(|e| told("cut", e))?;
+                judge(
+                    &disk.power_cut(Fate::None),
+                    &ledger,
+                    workload.durability,
+                    Cut::Power,
+                )
+                .map_err(|e| told("cut", e))?;
                 let second = disk.kill();
                 {
-                    let Ok(set) = open(&second, workload.durability) else { continue };
+                    let Ok(set) = open(&second, workload.durability) else {
+                        continue;
+                    };
                     settle_ledger(&second, &mut ledger, workload.durability);
                     for name in set.names() {
                         match set.queue(&name).map(|queue| queue.sync()) {
@@ -307,7 +456,8 @@ pub(super) fn failed_syncs(seed: u64) -> Verdict {
                     }
                     let after = second.power_cut(Fate::None);
                     drop(set);
-                    judge(&after, &ledger, workload.durability, Cut::Power).map_err(|e| told("cut in the second life", e))?;
+                    judge(&after, &ledger, workload.durability, Cut::Power)
+                        .map_err(|e| told("cut in the second life", e))?;
                 }
             }
         }
@@ -317,10 +467,14 @@ pub(super) fn failed_syncs(seed: u64) -> Verdict {
 
 /// Looks what is there after a recovery: that counts as answered and durable, and what is not there must never come back.
 fn settle_ledger(disk: &SimDisk, ledger: &mut Ledger, durability: Durability) {
-    let Ok(set) = open(&disk.kill(), durability) else { return };
+    let Ok(set) = open(&disk.kill(), durability) else {
+        return;
+    };
     let mut there = std::collections::BTreeMap::new();
     for name in set.names() {
-        let Ok(queue) = set.queue(&name) else { continue };
+        let Ok(queue) = set.queue(&name) else {
+            continue;
+        };
         while let Ok(Some(item)) = queue.try_open() {
             if let Some(key) = super::oracle::key_of(item.data()) {
                 there.insert(key, (item.id().get(), item.attempts() - 1));
@@ -360,26 +514,35 @@ pub(super) fn two_lives(seed: u64) -> Verdict {
                 let mut ledger = first_ledger.clone();
                 {
                     // The first recovery, by a process that dies at once; what it shows is what counts.
-                    let Ok(set) = open(&cut, workload.durability) else { continue };
+                    let Ok(set) = open(&cut, workload.durability) else {
+                        continue;
+                    };
                     for name in set.names() {
                         let _ = set.queue(&name);
                     }
                     settle_ledger(&cut, &mut ledger, workload.durability);
                 }
                 let second = cut.kill();
-                let Ok(set) = open(&second, workload.durability) else { continue };
+                let Ok(set) = open(&second, workload.durability) else {
+                    continue;
+                };
                 let mut run = Run::new(&set, &mut ledger, workload.durability, &second);
                 for _ in 0..2 {
                     let _ = run.put("q", 40);
                 }
                 run.leave();
                 let tell = |what: &str, e: String| {
-                    format!("{}: two lives, seed {seed}, step {step}, {fate:?}, {what}: {e}", workload.name)
+                    format!(
+                        "{}: two lives, seed {seed}, step {step}, {fate:?}, {what}: {e}",
+                        workload.name
+                    )
                 };
-                judge(&second.kill(), &ledger, workload.durability, Cut::Kill).map_err(|e| tell("killed", e))?;
+                judge(&second.kill(), &ledger, workload.durability, Cut::Kill)
+                    .map_err(|e| tell("killed", e))?;
                 for fate in [Fate::None, Fate::All, Fate::Random(step)] {
                     let after = second.power_cut(fate);
-                    judge(&after, &ledger, workload.durability, Cut::Power).map_err(|e| tell("cut", e))?;
+                    judge(&after, &ledger, workload.durability, Cut::Power)
+                        .map_err(|e| tell("cut", e))?;
                 }
             }
         }
@@ -388,13 +551,21 @@ pub(super) fn two_lives(seed: u64) -> Verdict {
 }
 
 pub(super) fn from_env(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
 }
 
 #[test]
 fn every_step_of_every_workload_under_every_fate() {
     let seed = from_env("KESTREL_SEED", 1);
-    let effort = Effort { exhaustive: 8, random: 2, depth_2_every: 97, stride: 1 };
+    let effort = Effort {
+        exhaustive: 8,
+        random: 2,
+        depth_2_every: 97,
+        stride: 1,
+    };
     let mut tally = Tally::default();
     for workload in WORKLOADS {
         let before = tally.states;
@@ -403,7 +574,10 @@ fn every_step_of_every_workload_under_every_fate() {
         }
         println!("crash: {}: {} states", workload.name, tally.states - before);
     }
-    println!("crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}", tally.states, tally.recoveries);
+    println!(
+        "crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}",
+        tally.states, tally.recoveries
+    );
 }
 
 #[test]
@@ -414,12 +588,30 @@ fn long_random_workloads() {
     let mut round = 0;
     while tally.states < wanted {
         let durability = [Durability::Sync, Durability::Os, EVERY][(round % 3) as usize];
-        let workload = Workload { name: "random", durability, may_map: round % 5 != 4, work: random };
-        let effort = Effort { exhaustive: 5, random: 4, depth_2_every: 61, stride: 7 };
-        if let Err(violation) = explore(&workload, seed.wrapping_add(round * 1_000_003), effort, &mut tally) {
+        let workload = Workload {
+            name: "random",
+            durability,
+            may_map: round % 5 != 4,
+            work: random,
+        };
+        let effort = Effort {
+            exhaustive: 5,
+            random: 4,
+            depth_2_every: 61,
+            stride: 7,
+        };
+        if let Err(violation) = explore(
+            &workload,
+            seed.wrapping_add(round * 1_000_003),
+            effort,
+            &mut tally,
+        ) {
             panic!("{durability:?}: {violation}");
         }
         round += 1;
     }
-    println!("crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}", tally.states, tally.recoveries);
+    println!(
+        "crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}",
+        tally.states, tally.recoveries
+    );
 }
