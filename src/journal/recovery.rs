@@ -210,6 +210,17 @@ impl<'a> Recovery<'a> {
         let mut unsynced = Vec::new();
         if !self.context.read_only {
             self.prove(dir, &mut found, &mut gone, &mut next_number, &mut unsynced)?;
+            if let Some(last) = found.values_mut().next_back()
+                && last.seal.map(|seal| seal.extent) != last.extent
+            {
+                let proven = last.proven_to >= last.extent.unwrap_or_default().end;
+                Self::reseal(last, proven && !self.wishes.cache_promised)?;
+                // Where the page cache is all that was promised, the next sync takes the seal along.
+                let number = last.header.number;
+                if self.wishes.cache_promised && !unsynced.contains(&number) {
+                    unsynced.push(number);
+                }
+            }
             if !gone.is_empty() {
                 self.remove(dir, gone, &mut meta)?;
             }
@@ -1056,6 +1067,9 @@ impl<'a> Recovery<'a> {
         }
         if let Some(old) = found.get_mut(&first) {
             old.extent = Some(kept);
+            if kept.count > 0 {
+                Self::reseal(old, true)?;
+            }
         }
         // What is left of the first one is counted again without the frames that moved.
         if kept.count == 0 {
@@ -1073,6 +1087,31 @@ impl<'a> Recovery<'a> {
             found.insert(first, old);
         }
         found.insert(number, copy);
+        Ok(())
+    }
+
+    /// Says in the segment itself where its frames end now. Its successor's header says so too, but may be freed first; then a
+    /// scan would find again what was moved, or torn, and take it for the segment's own.
+    fn reseal(segment: &mut Found, durable: bool) -> Result<(), OpenError> {
+        let extent = segment.extent.unwrap_or_default();
+        let seal = header::Seal {
+            extent,
+            last_ms: segment.last_ms,
+            durable,
+        };
+        if segment.seal == Some(seal) {
+            return Ok(());
+        }
+        let io = |e| Self::io(&segment.path, e);
+        let bytes = header::encode_seal(&seal, segment.header.salt);
+        segment
+            .file
+            .write_at(header::CLEAN_SEAL_AT as u64, &bytes)
+            .map_err(io)?;
+        if durable {
+            segment.file.sync_data().map_err(io)?;
+        }
+        segment.seal = Some(seal);
         Ok(())
     }
 
