@@ -733,6 +733,9 @@ impl Journal {
         segment
             .marks_unsynced
             .store(entry.marks_unsynced, Ordering::Release);
+        if !self.context.read_only {
+            segment.mend_lane_blocks()?;
+        }
         if entry.sealed {
             segment.seal();
         }

@@ -258,6 +258,19 @@ impl Segment {
         }
     }
 
+    /// Begins anew every lane block that is not of this use of the file: a power cut kept the frames and lost the block.
+    pub(crate) fn mend_lane_blocks(&self) -> io::Result<()> {
+        for block in 0..self.count().div_ceil(lane::BLOCK_LANES) {
+            let at = self.lane_bounds(lane::block_at(self.len, block))?;
+            let mut tag = [0; lane::TAG];
+            self.map.copy_out(at as usize, &mut tag)?;
+            if !block_is_ours(self.salt, block, &tag) {
+                self.begin_lane_block(block)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Stores every page in use again as it is, so that the next sync writes it: for a segment that an earlier process
     /// stored, of which nobody knows whether it reached the device.
     pub(crate) fn dirty_again(&self) -> io::Result<()> {

@@ -1,0 +1,118 @@
+//! A set in a directory of its own, and short words for what tests do.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kestrel_core::{Durability, Queue, QueueOptions, QueueSet};
+
+pub(crate) struct World {
+    dir: tempfile::TempDir,
+    pub(crate) set: QueueSet,
+}
+
+pub(crate) fn fast() -> QueueOptions {
+    QueueOptions::default().durability(Durability::Os)
+}
+
+pub(crate) fn world() -> World {
+    world_with(fast())
+}
+
+pub(crate) fn world_with(options: QueueOptions) -> World {
+    let dir = tempfile::tempdir().expect("a directory");
+    let set = QueueSet::builder()
+        .defaults(options)
+        .open(dir.path())
+        .expect("opens");
+    World { dir, set }
+}
+
+impl World {
+    pub(crate) fn queue(&self, name: &str) -> Queue {
+        self.set.queue(name).expect("opens")
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Closes in good order and opens again.
+    pub(crate) fn reopen(self) -> World {
+        let World { dir, set } = self;
+        set.close().expect("closes");
+        let set = QueueSet::builder()
+            .defaults(fast())
+            .open(dir.path())
+            .expect("opens again");
+        World { dir, set }
+    }
+
+    /// Opens a copy of the directory, as a process that died would have left it.
+    pub(crate) fn killed(&self) -> World {
+        let dir = tempfile::tempdir().expect("a directory");
+        copy_dir(self.path(), dir.path());
+        let set = QueueSet::builder()
+            .defaults(fast())
+            .open(dir.path())
+            .expect("opens after a kill");
+        World { dir, set }
+    }
+
+    pub(crate) fn segments(&self, queue: &str) -> Vec<PathBuf> {
+        segments(self.path(), queue)
+    }
+}
+
+pub(crate) fn segments(dir: &Path, queue: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(dir.join("queues").join(queue))
+        .expect("the queue's directory")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ending| ending == "seg" || ending == "new")
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("readable") {
+        let entry = entry.expect("readable");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("readable").is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).expect("copied");
+        }
+    }
+}
+
+pub(crate) fn put_all(queue: &Queue, items: &[&str]) {
+    for item in items {
+        queue.put(item).expect("room");
+    }
+}
+
+pub(crate) fn text(data: &[u8]) -> String {
+    String::from_utf8_lossy(data).into_owned()
+}
+
+/// Takes everything that is there.
+pub(crate) fn drain(queue: &Queue) -> Vec<String> {
+    let mut all = Vec::new();
+    while let Some(item) = queue.try_get().expect("undamaged") {
+        all.push(text(item.data()));
+    }
+    all
+}
+
+/// Waits until something is so; gives up after a long time, so that a hang is a failure.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,226 @@
+//! Tasks, polled by hand: dropped futures lose no item and no wake-up.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use kestrel_core::{Durability, QueueOptions};
+
+use crate::common::{text, until, world, world_with};
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Count {
+    fn new() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count::default());
+        (Arc::clone(&count), Waker::from(count))
+    }
+
+    fn woken(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn s23_a_woken_future_that_is_dropped_wakes_the_next() {
+    let w = world();
+    let q = w.queue("q");
+    let ((a_count, a_waker), (b_count, b_waker)) = (Count::new(), Count::new());
+    for _ in 0..200 {
+        let (a_before, b_before) = (a_count.woken(), b_count.woken());
+        let mut a = Box::pin(q.open_async());
+        let mut b = Box::pin(q.open_async());
+        assert!(
+            a.as_mut()
+                .poll(&mut Context::from_waker(&a_waker))
+                .is_pending()
+        );
+        assert!(
+            b.as_mut()
+                .poll(&mut Context::from_waker(&b_waker))
+                .is_pending()
+        );
+        q.put("x").expect("room");
+        assert_eq!(
+            (a_count.woken() - a_before, b_count.woken() - b_before),
+            (1, 0)
+        );
+        drop(a);
+        assert_eq!(b_count.woken() - b_before, 1, "the promise passes on");
+        let Poll::Ready(Ok(item)) = b.as_mut().poll(&mut Context::from_waker(&b_waker)) else {
+            panic!("the item is there")
+        };
+        item.close().expect("marked");
+    }
+    assert_eq!(
+        (q.len(), q.stats().waiters, q.stats().open_items),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn s23_a_future_dropped_before_or_after_its_wake_loses_no_item() {
+    let w = world();
+    let q = w.queue("q");
+    let (_, waker) = Count::new();
+    let mut cx = Context::from_waker(&waker);
+    for n in 0..200 {
+        let mut parked = Box::pin(q.get_async());
+        assert!(parked.as_mut().poll(&mut cx).is_pending());
+        if n % 2 == 0 {
+            drop(parked);
+            q.put("x").expect("room");
+        } else {
+            q.put("x").expect("room");
+            drop(parked);
+        }
+        assert!(q.try_get().expect("undamaged").is_some());
+    }
+    let ready = pin!(q.open_async());
+    q.put("x").expect("room");
+    assert!(matches!(ready.poll(&mut cx), Poll::Ready(Ok(item)) if text(item.data()) == "x"));
+    assert_eq!(q.len(), 1, "an output that is dropped is an abort");
+}
+
+#[test]
+fn s24_threads_and_tasks_stand_in_one_line() {
+    let w = world();
+    let q = w.queue("q");
+    let (count, waker) = Count::new();
+    let mut first = Box::pin(q.get_async());
+    assert!(
+        first
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| q.get().expect("undamaged"));
+        until("both wait", || q.stats().waiters == 2);
+        let mut third = Box::pin(q.get_async());
+        assert!(
+            third
+                .as_mut()
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+        q.put_batch(["1", "2", "3"]).expect("room");
+        assert_eq!(count.woken(), 2);
+        let mut cx = Context::from_waker(&waker);
+        let Poll::Ready(Ok(three)) = third.as_mut().poll(&mut cx) else {
+            panic!("called")
+        };
+        let two = second.join().expect("no panic");
+        let Poll::Ready(Ok(one)) = first.as_mut().poll(&mut cx) else {
+            panic!("called")
+        };
+        let mut all = [text(one.data()), text(two.data()), text(three.data())];
+        all.sort();
+        assert_eq!(all, ["1", "2", "3"]);
+    });
+}
+
+#[test]
+fn nobody_overtakes_a_waiter_that_was_promised_the_item() {
+    let w = world();
+    let q = w.queue("q");
+    let (_, waker) = Count::new();
+    let mut waiting = Box::pin(q.get_async());
+    assert!(
+        waiting
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    q.put("x").expect("room");
+    assert!(q.try_get().expect("no error").is_none(), "it is promised");
+    assert!(matches!(
+        waiting.as_mut().poll(&mut Context::from_waker(&waker)),
+        Poll::Ready(Ok(_))
+    ));
+}
+
+#[test]
+fn s22_a_waiter_that_finds_its_item_gone_keeps_its_place() {
+    let w = world();
+    let q = w.queue("q");
+    let ((a_count, a_waker), (b_count, b_waker)) = (Count::new(), Count::new());
+    let mut a = Box::pin(q.get_async());
+    let mut b = Box::pin(q.get_async());
+    assert!(
+        a.as_mut()
+            .poll(&mut Context::from_waker(&a_waker))
+            .is_pending()
+    );
+    assert!(
+        b.as_mut()
+            .poll(&mut Context::from_waker(&b_waker))
+            .is_pending()
+    );
+    q.put("gone").expect("room");
+    q.clear().expect("stored");
+    assert!(
+        a.as_mut()
+            .poll(&mut Context::from_waker(&a_waker))
+            .is_pending(),
+        "the item was cleared"
+    );
+    q.put("next").expect("room");
+    assert_eq!((a_count.woken(), b_count.woken()), (2, 0));
+    assert!(
+        matches!(a.as_mut().poll(&mut Context::from_waker(&a_waker)), Poll::Ready(Ok(i)) if i.data() == b"next")
+    );
+}
+
+#[test]
+fn synced_futures_answer_once_the_device_has_it() {
+    let w = world_with(QueueOptions::default().durability(Durability::Sync));
+    let q = w.queue("q");
+    let id = q.append("x").expect("room");
+    let (count, waker) = Count::new();
+    let mut synced = Box::pin(q.synced_async(id));
+    until("it is synced", || {
+        synced
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_ready()
+    });
+    assert!(count.woken() <= 100);
+    assert_eq!(text(q.get().expect("there").data()), "x");
+    let mut unknown = Box::pin(q.synced_async(kestrel_core::ItemId::new(id.get() + 9)));
+    assert!(matches!(
+        unknown.as_mut().poll(&mut Context::from_waker(&waker)),
+        Poll::Ready(Err(_))
+    ));
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn a_stream_gives_item_after_item_and_ends_with_the_queue() {
+    use futures_core::Stream;
+    let w = world();
+    let q = w.queue("q");
+    let (_, waker) = Count::new();
+    let mut cx = Context::from_waker(&waker);
+    let mut stream = Box::pin(q.stream());
+    assert!(stream.as_mut().poll_next(&mut cx).is_pending());
+    q.put("a").expect("room");
+    let Poll::Ready(Some(Ok(item))) = stream.as_mut().poll_next(&mut cx) else {
+        panic!("there")
+    };
+    item.close().expect("marked");
+    w.set.clone().close().expect("closes");
+    assert!(matches!(
+        stream.as_mut().poll_next(&mut cx),
+        Poll::Ready(None)
+    ));
+}
