@@ -546,7 +546,8 @@ impl Core {
                 _ => {}
             }
             let rules = self.rules();
-            let taken = match reader.take(&self.journal, rules) {
+            let ahead = ticket.map_or(0, |ticket| reader.line.ahead(ticket));
+            let taken = match reader.take_after(&self.journal, rules, ahead) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
                     let spent = std::mem::take(&mut reader.spent);

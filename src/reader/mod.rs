@@ -335,7 +335,29 @@ impl Reader {
         self.cursor.segment + 1
     }
 
-    /// Takes the first waiting item: aborted ones by id, then the ring. `Ok(None)`: nothing may be delivered now.
+    /// Takes the first waiting item but `ahead`, which are promised to others: aborted ones by id, then the ring. `Ok(None)`:
+    /// nothing may be delivered now.
+    pub(crate) fn take_after(
+        &mut self,
+        journal: &Journal,
+        rules: Rules<'_>,
+        ahead: usize,
+    ) -> Result<Option<Taken>, TakeError> {
+        let mut passed = Vec::new();
+        while passed.len() < ahead {
+            match self.pop(journal, rules) {
+                Ok(Some(place)) => passed.push(place),
+                _ => break,
+            }
+        }
+        let taken = self.take(journal, rules);
+        for place in passed {
+            self.put_back(place);
+        }
+        taken
+    }
+
+    /// Takes the first waiting item.
     pub(crate) fn take(
         &mut self,
         journal: &Journal,

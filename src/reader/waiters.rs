@@ -15,7 +15,7 @@
 //! overtakes, and a future that is dropped at any moment loses nothing. `event-listener` has the same hand-over but puts a
 //! waiter that listens again at the end of its line; the tickets are why this line is our own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +53,8 @@ pub(crate) struct Ticket {
 pub(crate) struct Line {
     waiting: BTreeMap<u64, Arc<Waiter>>,
     next: u64,
-    promised: u64,
+    /// Tickets that left the line with a promise.
+    promised: BTreeSet<u64>,
 }
 
 /// Waiters to be woken once the lock is released: no waker runs under it.
@@ -71,15 +72,21 @@ impl Wakes {
 
 impl Line {
     pub(crate) fn len(&self) -> u64 {
-        self.waiting.len() as u64 + self.promised
+        self.waiting.len() as u64 + self.promised()
     }
 
     pub(crate) fn promised(&self) -> u64 {
-        self.promised
+        self.promised.len() as u64
+    }
+
+    /// How many that came earlier have a promise that they have not yet had kept: the items before its own that a ticket
+    /// must leave, so that items go to waiters in the order of both.
+    pub(crate) fn ahead(&self, ticket: &Ticket) -> usize {
+        self.promised.range(..ticket.number).count()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.promised == 0
+        self.waiting.is_empty() && self.promised.is_empty()
     }
 
     /// Joins at the end.
@@ -103,7 +110,7 @@ impl Line {
     /// A promise that could not be kept: back to the old place.
     pub(crate) fn rejoin(&mut self, ticket: &Ticket) {
         if self.is_called(ticket) {
-            self.promised = self.promised.saturating_sub(1);
+            self.promised.remove(&ticket.number);
             ticket.waiter.called.store(false, Ordering::Relaxed);
             self.waiting
                 .insert(ticket.number, Arc::clone(&ticket.waiter));
@@ -116,8 +123,7 @@ impl Line {
         if self.waiting.remove(&ticket.number).is_some() {
             return false;
         }
-        self.promised = self.promised.saturating_sub(1);
-        true
+        self.promised.remove(&ticket.number)
     }
 
     /// Out of the line, wherever the ticket stands; one that has left already is no longer known.
@@ -129,11 +135,11 @@ impl Line {
 
     /// Promises until `available` promises are out or nobody waits.
     pub(crate) fn promise_up_to(&mut self, available: u64, wakes: &mut Wakes) {
-        while self.promised < available {
-            let Some((_, waiter)) = self.waiting.pop_first() else {
+        while self.promised() < available {
+            let Some((number, waiter)) = self.waiting.pop_first() else {
                 return;
             };
-            self.promised += 1;
+            self.promised.insert(number);
             waiter.called.store(true, Ordering::Release);
             wakes.0.push(waiter);
         }

@@ -560,11 +560,13 @@ pub(super) fn from_env(name: &str, default: u64) -> u64 {
 #[test]
 fn every_step_of_every_workload_under_every_fate() {
     let seed = from_env("KESTREL_SEED", 1);
+    // The long form is for the release build: `KESTREL_CRASH_STATES=200000 cargo test --release --lib crash::`.
+    let long = from_env("KESTREL_CRASH_STATES", 0) >= 200_000;
     let effort = Effort {
-        exhaustive: 8,
-        random: 2,
-        depth_2_every: 97,
-        stride: 1,
+        exhaustive: if long { 8 } else { 5 },
+        random: if long { 2 } else { 1 },
+        depth_2_every: if long { 97 } else { 397 },
+        stride: if long { 1 } else { 4 },
     };
     let mut tally = Tally::default();
     for workload in WORKLOADS {
@@ -583,7 +585,7 @@ fn every_step_of_every_workload_under_every_fate() {
 #[test]
 fn long_random_workloads() {
     let seed = from_env("KESTREL_SEED", 1);
-    let wanted = from_env("KESTREL_CRASH_STATES", 5_000);
+    let wanted = from_env("KESTREL_CRASH_STATES", 3_000).min(50_000);
     let mut tally = Tally::default();
     let mut round = 0;
     while tally.states < wanted {
