@@ -117,7 +117,7 @@ fn operations(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let last = (0..1000)
                     .map(|_| queue.append(&payload).expect("room"))
-                    .last();
+                    .fold(None, |_, id| Some(id));
                 queue.synced(last.expect("a thousand")).expect("durable");
             });
             drain(&queue);
@@ -133,7 +133,11 @@ fn operations(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(1000));
             group.bench_function(size.to_string(), |bencher| {
                 bencher.iter_batched(
-                    || (0..1000).for_each(|_| drop(queue.put(&payload).expect("room"))),
+                    || {
+                        (0..1000).for_each(|_| {
+                            let _ = queue.put(&payload).expect("room");
+                        })
+                    },
                     |()| {
                         for _ in 0..1000 {
                             if opens {
@@ -190,7 +194,9 @@ fn transfer(queue: &Queue, pairs: u64, each: u64, size: usize) {
         for _ in 0..pairs {
             scope.spawn(|| {
                 let payload = vec![7; size];
-                (0..each).for_each(|_| drop(queue.put(&payload).expect("room")));
+                (0..each).for_each(|_| {
+                    let _ = queue.put(&payload).expect("room");
+                });
             });
             scope.spawn(|| {
                 for _ in 0..each {
@@ -304,7 +310,11 @@ fn our_group_commit(threads: u64, each: u64) -> f64 {
     rate(threads * each, || {
         std::thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(|| (0..each).for_each(|_| drop(queue.put([7u8; 1024]).expect("room"))));
+                scope.spawn(|| {
+                    (0..each).for_each(|_| {
+                        let _ = queue.put([7u8; 1024]).expect("room");
+                    })
+                });
             }
         });
     })
@@ -319,7 +329,9 @@ fn put_and_get(size: usize, count: u64, turn: u64) -> (f64, f64) {
     let mut done = 0;
     while done < count {
         let start = Instant::now();
-        (0..turn).for_each(|_| drop(queue.put(&payload).expect("room")));
+        (0..turn).for_each(|_| {
+            let _ = queue.put(&payload).expect("room");
+        });
         put += start.elapsed();
         let start = Instant::now();
         for _ in 0..turn {
@@ -347,7 +359,9 @@ fn put_and_get(size: usize, count: u64, turn: u64) -> (f64, f64) {
 fn reopen(killed: bool) -> f64 {
     let dir = Dir::new();
     let (set, queue) = queue(&dir, Durability::Os);
-    (0..1_000_000u64).for_each(|n| drop(queue.put([n as u8; 64]).expect("room")));
+    (0..1_000_000u64).for_each(|n| {
+        let _ = queue.put([n as u8; 64]).expect("room");
+    });
     let path = if killed {
         let copy = dir.0.join("copy");
         copy_dir(&dir.0.join("set"), &copy);

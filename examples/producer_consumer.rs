@@ -43,15 +43,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (done, queue, consumed) = (Arc::clone(&done), queue.clone(), &consumed);
             scope.spawn(move || -> Result<(), GetError> {
                 loop {
-                    match queue.open_timeout(Duration::from_millis(50))? {
-                        Some(item) => {
-                            // A worker that dies here loses nothing: the item would come back.
-                            if item.close().is_ok() {
-                                consumed.fetch_add(1, Ordering::SeqCst);
-                            }
+                    // A worker that dies with the item open loses nothing: it would come back.
+                    if let Some(item) = queue.open_timeout(Duration::from_millis(50))? {
+                        if item.close().is_ok() {
+                            consumed.fetch_add(1, Ordering::SeqCst);
                         }
-                        None if done.load(Ordering::SeqCst) => return Ok(()),
-                        None => {}
+                    } else if done.load(Ordering::SeqCst) {
+                        return Ok(());
                     }
                 }
             });

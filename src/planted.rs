@@ -34,6 +34,15 @@ pub(crate) enum Bug {
 }
 
 #[cfg(test)]
+pub(crate) use switch::{is, with};
+
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn is(_bug: Bug) -> bool {
+    false
+}
+
+#[cfg(test)]
 mod switch {
     use super::Bug;
     use std::cell::Cell;
@@ -56,13 +65,4 @@ mod switch {
         let _off = Off;
         work()
     }
-}
-
-#[cfg(test)]
-pub(crate) use switch::{is, with};
-
-#[cfg(not(test))]
-#[inline(always)]
-pub(crate) const fn is(_bug: Bug) -> bool {
-    false
 }

@@ -278,10 +278,8 @@ impl NameOp {
             NameOp::Unlink(path) => {
                 names.remove(path);
             }
-            NameOp::Rmdir(path) => {
-                if !names.keys().any(|p| p != path && p.starts_with(path)) {
-                    names.remove(path);
-                }
+            NameOp::Rmdir(path) if !names.keys().any(|p| p != path && p.starts_with(path)) => {
+                names.remove(path);
             }
             _ => {}
         }
