@@ -14,8 +14,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use event_listener::{Event, EventListener, Listener};
-use parking_lot::Mutex;
+use event_listener::{Event, EventListener};
+use parking_lot::{Condvar, Mutex};
 
 use crate::planted::{self, Bug};
 
@@ -26,7 +26,9 @@ pub(crate) struct Commit {
     /// The id up to which all items are durable; a copy of `State::durable` for a look without the lock.
     durable: AtomicU64,
     has_failed: AtomicBool,
-    /// Told once per sync, whatever came of it.
+    /// Told once per sync, whatever came of it: threads by the first, which hands them the lock one by one, tasks by the
+    /// second.
+    told: Condvar,
     ended: Event,
     pub(crate) syncs: AtomicU64,
 }
@@ -49,6 +51,7 @@ impl Commit {
             }),
             durable: AtomicU64::new(durable),
             has_failed: AtomicBool::new(false),
+            told: Condvar::new(),
             ended: Event::new(),
             syncs: AtomicU64::new(0),
         }
@@ -73,7 +76,7 @@ impl Commit {
         let error = state.failed.get_or_insert_with(|| Arc::new(error)).clone();
         self.has_failed.store(true, Ordering::Release);
         drop(state);
-        self.ended.notify(usize::MAX);
+        self.tell();
         error
     }
 
@@ -96,9 +99,7 @@ impl Commit {
                 return Err(Arc::clone(error));
             }
             if state.leading {
-                let listener = self.ended.listen();
-                drop(state);
-                listener.wait();
+                self.told.wait(&mut state);
                 continue;
             }
             state.leading = true;
@@ -119,9 +120,7 @@ impl Commit {
                 return Err(Arc::clone(error));
             }
             if state.leading {
-                let listener = self.ended.listen();
-                drop(state);
-                listener.wait();
+                self.told.wait(&mut state);
                 continue;
             }
             state.leading = true;
@@ -140,7 +139,7 @@ impl Commit {
         impl Drop for Leading<'_> {
             fn drop(&mut self) {
                 self.0.state.lock().leading = false;
-                self.0.ended.notify(usize::MAX);
+                self.0.tell();
             }
         }
         let leading = Leading(self);
@@ -167,6 +166,11 @@ impl Commit {
             }
         }
         drop(leading);
+    }
+
+    fn tell(&self) {
+        self.told.notify_all();
+        self.ended.notify(usize::MAX);
     }
 
     /// For futures: told at the end of the next sync. Check [`Commit::durable`] and [`Commit::failure`] after listening.
