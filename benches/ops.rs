@@ -41,15 +41,9 @@ struct Dir(PathBuf);
 impl Dir {
     fn new() -> Dir {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let base = std::env::var_os("KESTREL_BENCH_DIR").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
-            PathBuf::from,
-        );
-        let name = format!(
-            "bench-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::SeqCst)
-        );
+        let base = std::env::var_os("KESTREL_BENCH_DIR")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+        let name = format!("bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
         let path = base.join(name);
         fs::create_dir_all(&path).expect("a directory to measure in");
         Dir(path)
@@ -77,11 +71,7 @@ fn drain(queue: &Queue) {
 
 fn operations(criterion: &mut Criterion) {
     let every = Durability::Every(Duration::from_millis(100));
-    for (name, durability) in [
-        ("os", Durability::Os),
-        ("every-100ms", every),
-        ("sync", Durability::Sync),
-    ] {
+    for (name, durability) in [("os", Durability::Os), ("every-100ms", every), ("sync", Durability::Sync)] {
         let mut group = criterion.benchmark_group(format!("put/{name}"));
         for size in SIZES {
             let dir = Dir::new();
@@ -115,9 +105,7 @@ fn operations(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(1000));
         group.bench_function(size.to_string(), |bencher| {
             bencher.iter(|| {
-                let last = (0..1000)
-                    .map(|_| queue.append(&payload).expect("room"))
-                    .fold(None, |_, id| Some(id));
+                let last = (0..1000).map(|_| queue.append(&payload).expect("room")).fold(None, |_, id| Some(id));
                 queue.synced(last.expect("a thousand")).expect("durable");
             });
             drain(&queue);
@@ -162,9 +150,7 @@ fn operations(criterion: &mut Criterion) {
             let (_set, queue) = queue(&dir, Durability::Os);
             let each = 20_000;
             group.throughput(Throughput::Elements(each * pairs));
-            group.bench_function(size.to_string(), |bencher| {
-                bencher.iter(|| transfer(&queue, pairs, each, size))
-            });
+            group.bench_function(size.to_string(), |bencher| bencher.iter(|| transfer(&queue, pairs, each, size)));
         }
         group.finish();
     }
@@ -281,8 +267,7 @@ fn limit_group_commit(dir: &Dir, threads: u64, each: u64) -> f64 {
                         let mut held = state.lock().expect("not poisoned");
                         held.0 += 1;
                         let mine = held.0;
-                        file.write_all_at(&payload, (mine * 1056) % (63 << 20))
-                            .expect("room");
+                        file.write_all_at(&payload, (mine * 1056) % (63 << 20)).expect("room");
                         while held.1 < mine {
                             if held.2 {
                                 held = told.wait(held).expect("not poisoned");
@@ -335,23 +320,12 @@ fn put_and_get(size: usize, count: u64, turn: u64) -> (f64, f64) {
         put += start.elapsed();
         let start = Instant::now();
         for _ in 0..turn {
-            assert_eq!(
-                queue
-                    .try_get()
-                    .expect("undamaged")
-                    .expect("there")
-                    .data()
-                    .len(),
-                size
-            );
+            assert_eq!(queue.try_get().expect("undamaged").expect("there").data().len(), size);
         }
         get += start.elapsed();
         done += turn;
     }
-    (
-        done as f64 / put.as_secs_f64() / 1e6,
-        done as f64 / get.as_secs_f64() / 1e6,
-    )
+    (done as f64 / put.as_secs_f64() / 1e6, done as f64 / get.as_secs_f64() / 1e6)
 }
 
 /// Milliseconds to open a set with a million pending items, killed or closed. The directory is copied as a dead process
@@ -371,10 +345,8 @@ fn reopen(killed: bool) -> f64 {
         dir.0.join("set")
     };
     let start = Instant::now();
-    let set = QueueSet::builder()
-        .defaults(QueueOptions::default().durability(Durability::Os))
-        .open(&path)
-        .expect("a set");
+    let set =
+        QueueSet::builder().defaults(QueueOptions::default().durability(Durability::Os)).open(&path).expect("a set");
     let queue = set.queue("q").expect("recovered");
     let elapsed = start.elapsed();
     assert_eq!(queue.len(), 1_000_000);
@@ -401,21 +373,13 @@ fn marks(rounds: usize) {
         ours: Vec<f64>,
         limit: Vec<f64>,
     }
-    let mark = |name, goal| Mark {
-        name,
-        goal,
-        ours: Vec::new(),
-        limit: Vec::new(),
-    };
+    let mark = |name, goal| Mark { name, goal, ours: Vec::new(), limit: Vec::new() };
     let mut put_64 = mark("put, no sync, 64 B (M/s)", ">= 8");
     let mut put_1k = mark("put, no sync, 1 KiB (M/s)", ">= 2.5");
     let mut put_8k = mark("put, no sync, 8 KiB (M/s)", "");
     let mut get_64 = mark("get + close, 64 B (M/s)", ">= 10");
     let mut get_1k = mark("get + close, 1 KiB (M/s)", "");
-    let mut sync_16 = mark(
-        "put, sync each, 16 threads, 1 KiB (k/s)",
-        ">= 75 % of the limit",
-    );
+    let mut sync_16 = mark("put, sync each, 16 threads, 1 KiB (k/s)", ">= 75 % of the limit");
     let mut killed = mark("reopen, 1 M of 64 B, after a kill (ms)", "<= 30");
     let mut clean = mark("reopen, 1 M of 64 B, clean (ms)", "");
     for _ in 0..rounds {
@@ -439,18 +403,10 @@ fn marks(rounds: usize) {
         killed.ours.push(reopen(true));
         clean.ours.push(reopen(false));
     }
-    println!(
-        "\n| mark | median | goal | limit, same run | ratio | min to max |\n|---|---|---|---|---|---|"
-    );
-    for mark in [
-        put_64, put_1k, put_8k, get_64, get_1k, sync_16, killed, clean,
-    ] {
-        let (least, most) = mark
-            .ours
-            .iter()
-            .fold((f64::MAX, f64::MIN), |(least, most), x| {
-                (least.min(*x), most.max(*x))
-            });
+    println!("\n| mark | median | goal | limit, same run | ratio | min to max |\n|---|---|---|---|---|---|");
+    for mark in [put_64, put_1k, put_8k, get_64, get_1k, sync_16, killed, clean] {
+        let (least, most) =
+            mark.ours.iter().fold((f64::MAX, f64::MIN), |(least, most), x| (least.min(*x), most.max(*x)));
         let ours = median(mark.ours);
         let (limit, ratio) = match mark.limit.is_empty() {
             true => (String::from("-"), String::from("-")),
@@ -459,9 +415,6 @@ fn marks(rounds: usize) {
                 (format!("{limit:.1}"), format!("{:.2}", ours / limit))
             }
         };
-        println!(
-            "| {} | {ours:.1} | {} | {limit} | {ratio} | {least:.1} to {most:.1} |",
-            mark.name, mark.goal
-        );
+        println!("| {} | {ours:.1} | {} | {limit} | {ratio} | {least:.1} to {most:.1} |", mark.name, mark.goal);
     }
 }

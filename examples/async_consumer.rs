@@ -10,9 +10,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let set = QueueSet::open(&dir)?;
     let jobs = set.queue("jobs")?;
 
-    let consumers: Vec<_> = (0..3)
-        .map(|n| tokio::spawn(consume(n, jobs.clone())))
-        .collect();
+    let consumers: Vec<_> = (0..3).map(|n| tokio::spawn(consume(n, jobs.clone()))).collect();
     let mut last = None;
     for n in 0..30u32 {
         // `append` does not block the executor; `synced_async` waits for the group commit.

@@ -65,8 +65,7 @@ fn main() -> ExitCode {
 
 fn settings() -> Result<Option<Settings>, Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let (mut tree, mut data, mut workers, mut pause, mut kill_after, mut kills) =
-        (None, None, 4, 0, None, 3);
+    let (mut tree, mut data, mut workers, mut pause, mut kill_after, mut kills) = (None, None, 4, 0, None, 3);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value\n\n{USAGE}"));
         match arg.as_str() {
@@ -83,31 +82,18 @@ fn settings() -> Result<Option<Settings>, Box<dyn Error>> {
         }
     }
     let tree = tree.unwrap_or_else(|| PathBuf::from("."));
-    let tree = tree
-        .canonicalize()
-        .map_err(|error| format!("{}: {error}", tree.display()))?;
+    let tree = tree.canonicalize().map_err(|error| format!("{}: {error}", tree.display()))?;
     let key = fnv(0xcbf2_9ce4_8422_2325, tree.as_os_str().as_encoded_bytes());
-    let data =
-        data.unwrap_or_else(|| std::env::temp_dir().join(format!("kestrel-index-{key:016x}")));
+    let data = data.unwrap_or_else(|| std::env::temp_dir().join(format!("kestrel-index-{key:016x}")));
     let pause = Duration::from_millis(pause);
-    Ok(Some(Settings {
-        tree,
-        data,
-        workers,
-        pause,
-        kill_after,
-        kills,
-    }))
+    Ok(Some(Settings { tree, data, workers, pause, kill_after, kills }))
 }
 
 /// Starts itself, kills the child, and does so again; the last child may finish.
 fn survive(settings: &Settings, after: Duration) -> Result<bool, Box<dyn Error>> {
     let child = |pause: &str| {
         let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg(&settings.tree)
-            .arg("--data")
-            .arg(&settings.data);
+        command.arg(&settings.tree).arg("--data").arg(&settings.data);
         command.args(["--workers", &settings.workers.to_string(), "--pause", pause]);
         command.spawn()
     };
@@ -134,37 +120,21 @@ fn index(settings: &Settings) -> Result<bool, Box<dyn Error>> {
         let paths = walk(settings)?;
         let count = (paths.len() as u64).to_le_bytes();
         let mut batch = vec![[b"N", &count[..]].concat()];
-        batch.extend(
-            paths
-                .iter()
-                .map(|path| [b"F", path.as_os_str().as_encoded_bytes()].concat()),
-        );
+        batch.extend(paths.iter().map(|path| [b"F", path.as_os_str().as_encoded_bytes()].concat()));
         jobs.put_batch(batch)?;
     } else {
-        println!(
-            "going on: {} jobs and {} results are there from before",
-            jobs.len(),
-            results.len()
-        );
+        println!("going on: {} jobs and {} results are there from before", jobs.len(), results.len());
     }
 
     let progress = Progress::default();
     let outcome: Result<(), String> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..settings.workers)
-            .map(|_| {
-                scope.spawn(|| {
-                    work(settings, &jobs, &results, &progress).map_err(|error| error.to_string())
-                })
-            })
+            .map(|_| scope.spawn(|| work(settings, &jobs, &results, &progress).map_err(|error| error.to_string())))
             .collect();
         let shown = scope.spawn(|| show(&progress, &jobs));
         let mut outcome = Ok(());
         for worker in workers {
-            outcome = outcome.and(
-                worker
-                    .join()
-                    .unwrap_or_else(|_| Err("a worker panicked".into())),
-            );
+            outcome = outcome.and(worker.join().unwrap_or_else(|_| Err("a worker panicked".into())));
         }
         progress.over.store(true, Ordering::SeqCst);
         let _ = shown.join();
@@ -186,10 +156,7 @@ fn index(settings: &Settings) -> Result<bool, Box<dyn Error>> {
 
 /// All regular files below the tree, sorted, by their path in it.
 fn walk(settings: &Settings) -> io::Result<Vec<PathBuf>> {
-    let data = settings
-        .data
-        .canonicalize()
-        .unwrap_or_else(|_| settings.data.clone());
+    let data = settings.data.canonicalize().unwrap_or_else(|_| settings.data.clone());
     let mut files = Vec::new();
     let mut dirs = vec![settings.tree.clone()];
     while let Some(dir) = dirs.pop() {
@@ -206,8 +173,7 @@ fn walk(settings: &Settings) -> io::Result<Vec<PathBuf>> {
             let kind = entry.file_type()?;
             let path = entry.path();
             if kind.is_dir() {
-                let skipped =
-                    entry.file_name() == "target" || entry.file_name() == ".git" || path == data;
+                let skipped = entry.file_name() == "target" || entry.file_name() == ".git" || path == data;
                 if !skipped {
                     dirs.push(path);
                 }
@@ -235,16 +201,8 @@ fn show(progress: &Progress, jobs: &Queue) {
     while !progress.over.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(50));
         if is_terminal {
-            let (files, bytes) = (
-                progress.files.load(Ordering::SeqCst),
-                progress.bytes.load(Ordering::SeqCst),
-            );
-            let _ = write!(
-                err,
-                "\r\x1b[K{files} files, {} KiB, {} to go",
-                bytes / 1024,
-                jobs.len()
-            );
+            let (files, bytes) = (progress.files.load(Ordering::SeqCst), progress.bytes.load(Ordering::SeqCst));
+            let _ = write!(err, "\r\x1b[K{files} files, {} KiB, {} to go", bytes / 1024, jobs.len());
         }
     }
     if is_terminal {
@@ -300,27 +258,15 @@ impl Record {
         let (job, rest) = bytes.split_first_chunk()?;
         let (attempt, rest) = rest.split_first_chunk()?;
         let (kind, rest) = rest.split_first()?;
-        let number = |n: usize| {
-            Some(u64::from_le_bytes(
-                rest.get(n * 8..n * 8 + 8)?.try_into().ok()?,
-            ))
-        };
+        let number = |n: usize| Some(u64::from_le_bytes(rest.get(n * 8..n * 8 + 8)?.try_into().ok()?));
         let outcome = match kind {
             b'N' => Outcome::Count(number(0)?),
-            b'I' => Outcome::Indexed {
-                bytes: number(0)?,
-                lines: number(1)?,
-                hash: number(2)?,
-            },
+            b'I' => Outcome::Indexed { bytes: number(0)?, lines: number(1)?, hash: number(2)? },
             b'R' => Outcome::Retry,
             b'A' => Outcome::Aside(String::from_utf8_lossy(rest).into_owned()),
             _ => return None,
         };
-        Some(Record {
-            job: u64::from_le_bytes(*job),
-            attempt: u32::from_le_bytes(*attempt),
-            outcome,
-        })
+        Some(Record { job: u64::from_le_bytes(*job), attempt: u32::from_le_bytes(*attempt), outcome })
     }
 }
 
@@ -341,14 +287,7 @@ fn work(
         std::thread::sleep(settings.pause);
         let outcome = attempt(settings, &job, progress);
         let again = matches!(outcome, Outcome::Retry);
-        results.put(
-            Record {
-                job: job.id().get(),
-                attempt: job.attempts(),
-                outcome,
-            }
-            .encode(),
-        )?;
+        results.put(Record { job: job.id().get(), attempt: job.attempts(), outcome }.encode())?;
         if again {
             job.abort();
         } else {
@@ -406,9 +345,7 @@ fn hash_and_count(path: &Path) -> io::Result<(u64, u64, u64)> {
 }
 
 fn fnv(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// Reads all results, checks them against each other, prints the last line. The results stay where they are.
@@ -421,25 +358,17 @@ fn tally(results: &Queue, rate: f64) -> Result<bool, Box<dyn Error>> {
     // Held open until all are read, and then given back.
     let mut held = Vec::new();
     while let Some(item) = results.try_open()? {
-        let record =
-            Record::decode(item.data()).ok_or("a result that this program did not write")?;
+        let record = Record::decode(item.data()).ok_or("a result that this program did not write")?;
         let before = attempts.insert(record.job, record.attempt).unwrap_or(0);
         if record.attempt <= before {
-            println!(
-                "job {}: attempt {} came after attempt {before}",
-                record.job, record.attempt
-            );
+            println!("job {}: attempt {} came after attempt {before}", record.job, record.attempt);
             good = false;
         }
         match record.outcome {
             Outcome::Count(count) => expected = Some(count),
             Outcome::Retry => retries += 1,
             Outcome::Indexed { bytes, lines, .. } => {
-                again += u64::from(
-                    indexed
-                        .insert(record.job, (bytes, lines, record.attempt))
-                        .is_some(),
-                );
+                again += u64::from(indexed.insert(record.job, (bytes, lines, record.attempt)).is_some());
             }
             Outcome::Aside(error) => {
                 again += u64::from(aside.insert(record.job, (error, record.attempt)).is_some());
@@ -453,10 +382,7 @@ fn tally(results: &Queue, rate: f64) -> Result<bool, Box<dyn Error>> {
         println!("set aside: {error}");
     }
     let files = indexed.len() as u64;
-    let set_aside = aside
-        .keys()
-        .filter(|job| !indexed.contains_key(job))
-        .count() as u64;
+    let set_aside = aside.keys().filter(|job| !indexed.contains_key(job)).count() as u64;
     if expected != Some(files + set_aside) {
         println!("{files} files and {set_aside} set aside, but the walk put {expected:?}");
         good = false;

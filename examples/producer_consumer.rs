@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use kestrel_core::{GetError, PutError, QueueSet};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let items: u64 = std::env::args()
-        .nth(1)
-        .map_or(Ok(2_000), |text| text.parse())?;
+    let items: u64 = std::env::args().nth(1).map_or(Ok(2_000), |text| text.parse())?;
     let dir = std::env::temp_dir().join("kestrel-producer-consumer");
     let set = QueueSet::open(&dir)?;
     let queue = set.queue("numbers")?;
@@ -29,9 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .map(|_| {
                 scope.spawn(|| -> Result<(), PutError> {
                     // Each put is on the device when it returns; the four threads share its syncs.
-                    while !stop.load(Ordering::SeqCst)
-                        && produced.fetch_add(1, Ordering::SeqCst) < items
-                    {
+                    while !stop.load(Ordering::SeqCst) && produced.fetch_add(1, Ordering::SeqCst) < items {
                         queue.put(start.elapsed().as_nanos().to_le_bytes())?;
                     }
                     Ok(())
@@ -61,12 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         done.store(true, Ordering::SeqCst);
     });
-    println!(
-        "{} consumed in {:?}, {} left",
-        consumed.load(Ordering::SeqCst),
-        start.elapsed(),
-        queue.len()
-    );
+    println!("{} consumed in {:?}, {} left", consumed.load(Ordering::SeqCst), start.elapsed(), queue.len());
     set.close()?;
     Ok(())
 }

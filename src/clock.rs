@@ -15,10 +15,7 @@ pub(crate) struct Clock {
 impl Clock {
     pub(crate) fn new(disk: Disk) -> Clock {
         let offset_ms = disk.wall_ms().saturating_sub(disk.mono_exact_ms());
-        Clock {
-            disk,
-            offset_ms: AtomicU64::new(offset_ms),
-        }
+        Clock { disk, offset_ms: AtomicU64::new(offset_ms) }
     }
 
     /// To the resolution of a coarse clock.

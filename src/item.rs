@@ -75,9 +75,7 @@ impl Item {
 
 fn at(ms: u64) -> SystemTime {
     // Far enough for any clock; a damaged time must not panic.
-    UNIX_EPOCH
-        .checked_add(Duration::from_millis(ms))
-        .unwrap_or(UNIX_EPOCH)
+    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
 }
 
 impl AsRef<[u8]> for Item {

@@ -63,11 +63,7 @@ pub enum OnDamage {
 /// assert_eq!(options.max_items, Some(1000));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(default, deny_unknown_fields)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct QueueOptions {
     /// Most items waiting; open ones do not count. Default: no limit.
@@ -153,9 +149,7 @@ impl QueueOptions {
         if self.max_item_size > PAYLOAD_MAX {
             return invalid("max_item_size", "at most 268435455 bytes");
         }
-        if !self.segment_bytes.is_power_of_two()
-            || !(LEN_MIN..=LEN_MAX).contains(&self.segment_bytes)
-        {
+        if !self.segment_bytes.is_power_of_two() || !(LEN_MIN..=LEN_MAX).contains(&self.segment_bytes) {
             return invalid("segment_bytes", "a power of two from 65536 to 1073741824");
         }
         if self.max_expire_sweep == 0 {
@@ -171,9 +165,7 @@ impl QueueOptions {
     }
 
     pub(crate) fn max_age_ms(&self) -> u64 {
-        self.max_age.map_or(u64::MAX, |age| {
-            u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
-        })
+        self.max_age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Tag (1 byte), length (1 byte), value; a tag that is absent has its default, an unknown one is skipped.
@@ -207,9 +199,7 @@ impl QueueOptions {
         match self.durability {
             Durability::Sync => push(9, 0),
             Durability::Os => push(9, 1),
-            Durability::Every(period) => {
-                push(10, u64::try_from(period.as_nanos()).unwrap_or(u64::MAX))
-            }
+            Durability::Every(period) => push(10, u64::try_from(period.as_nanos()).unwrap_or(u64::MAX)),
         }
         push(11, self.journal.into());
         out
@@ -242,13 +232,7 @@ impl QueueOptions {
                 6 => options.max_expire_sweep = value.try_into().ok()?,
                 7 => options.memory_bytes = value,
                 8 => options.segment_bytes = value.try_into().ok()?,
-                9 => {
-                    options.durability = if value == 0 {
-                        Durability::Sync
-                    } else {
-                        Durability::Os
-                    }
-                }
+                9 => options.durability = if value == 0 { Durability::Sync } else { Durability::Os },
                 10 => options.durability = Durability::Every(Duration::from_nanos(value)),
                 11 => options.journal = value != 0,
                 _ => {}
@@ -331,14 +315,9 @@ mod tests {
             (base().max_item_size(1 << 28), "max_item_size"),
             (base().max_expire_sweep(0), "max_expire_sweep"),
             (base().max_age(Duration::ZERO), "max_age"),
-            (
-                base().durability(Durability::Every(Duration::ZERO)),
-                "durability",
-            ),
+            (base().durability(Durability::Every(Duration::ZERO)), "durability"),
         ] {
-            assert!(
-                matches!(options.check(), Err(OptionsError::Invalid { field: f, .. }) if f == field)
-            );
+            assert!(matches!(options.check(), Err(OptionsError::Invalid { field: f, .. }) if f == field));
         }
         assert!(base().check().is_ok());
     }

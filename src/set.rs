@@ -175,10 +175,7 @@ impl QueueSetBuilder {
 
     /// Told while a queue is recovered, once per segment; answering `false` cancels ([`OpenError::Cancelled`]), and nothing
     /// is changed. Called without any lock held that the callback could need.
-    pub fn on_recovery(
-        mut self,
-        callback: impl Fn(&RecoveryProgress) -> bool + Send + Sync + 'static,
-    ) -> Self {
+    pub fn on_recovery(mut self, callback: impl Fn(&RecoveryProgress) -> bool + Send + Sync + 'static) -> Self {
         self.on_recovery = Some(Arc::new(callback));
         self
     }
@@ -243,16 +240,9 @@ impl QueueSetBuilder {
             empty_trash(disk, &dir.join("trash"));
         }
         let mut names = BTreeMap::new();
-        list_queues(disk, &queues, &mut Vec::new(), &mut names)
-            .map_err(|e| open_error(&queues, e))?;
-        let pool = Pool::open(
-            disk.clone(),
-            pool_dir.clone(),
-            self.pool_bytes,
-            self.max_disk_bytes,
-            self.read_only,
-        )
-        .map_err(|e| open_error(&pool_dir, e))?;
+        list_queues(disk, &queues, &mut Vec::new(), &mut names).map_err(|e| open_error(&queues, e))?;
+        let pool = Pool::open(disk.clone(), pool_dir.clone(), self.pool_bytes, self.max_disk_bytes, self.read_only)
+            .map_err(|e| open_error(&pool_dir, e))?;
         let shared = Arc::new(Shared {
             disk: disk.clone(),
             clock: Clock::new(disk.clone()),
@@ -284,9 +274,7 @@ impl QueueSetBuilder {
 
 impl fmt::Debug for QueueSetBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueueSetBuilder")
-            .field("defaults", &self.defaults)
-            .finish_non_exhaustive()
+        f.debug_struct("QueueSetBuilder").field("defaults", &self.defaults).finish_non_exhaustive()
     }
 }
 
@@ -323,10 +311,7 @@ impl QueueSet {
     }
 
     fn handle(&self, core: Arc<Core>) -> Queue {
-        Queue {
-            core,
-            _set: self.clone(),
-        }
+        Queue { core, _set: self.clone() }
     }
 
     /// The queue of this name, created if there is none.
@@ -339,9 +324,7 @@ impl QueueSet {
     /// [`OpenError::UnsupportedVersion`], [`OpenError::NotRegular`] for the queue's files, which are left as they are while
     /// other queues go on; [`OpenError::NoSpace`], [`OpenError::Io`], [`OpenError::Closed`], [`OpenError::Forked`].
     pub fn queue(&self, name: &str) -> Result<Queue, OpenError> {
-        let core = self
-            .load(name, Want::Create(None))?
-            .ok_or(OpenError::Closed)?;
+        let core = self.load(name, Want::Create(None))?.ok_or(OpenError::Closed)?;
         Ok(self.handle(core))
     }
 
@@ -352,9 +335,7 @@ impl QueueSet {
     /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
     pub fn queue_with(&self, name: &str, options: QueueOptions) -> Result<Queue, OpenError> {
         options.check()?;
-        let core = self
-            .load(name, Want::Create(Some(&options)))?
-            .ok_or(OpenError::Closed)?;
+        let core = self.load(name, Want::Create(Some(&options)))?.ok_or(OpenError::Closed)?;
         let queue = self.handle(core);
         if queue.options() != options {
             queue.set_options(options)?;
@@ -367,9 +348,7 @@ impl QueueSet {
     /// # Errors
     /// As [`queue`](QueueSet::queue).
     pub fn get_queue(&self, name: &str) -> Result<Option<Queue>, OpenError> {
-        Ok(self
-            .load(name, Want::Existing)?
-            .map(|core| self.handle(core)))
+        Ok(self.load(name, Want::Existing)?.map(|core| self.handle(core)))
     }
 
     /// The names of all queues, sorted.
@@ -403,12 +382,7 @@ impl QueueSet {
             None => self.inner.highest_id(name),
         };
         let has_files = loaded.as_ref().is_none_or(|core| core.has_journal());
-        self.inner
-            .raise_id_floor(highest)
-            .map_err(|source| Error::Io {
-                path: self.inner.dir.join("set"),
-                source,
-            })?;
+        self.inner.raise_id_floor(highest).map_err(|source| Error::Io { path: self.inner.dir.join("set"), source })?;
         if has_files {
             self.inner.remove_files(name, loaded.as_deref())?;
         }
@@ -437,17 +411,10 @@ impl QueueSet {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open_any(
-        &self,
-        queues: &[Queue],
-        timeout: Duration,
-    ) -> Result<Option<(usize, OpenItem)>, GetError> {
+    pub fn open_any(&self, queues: &[Queue], timeout: Duration) -> Result<Option<(usize, OpenItem)>, GetError> {
         let patience = Patience::lasting(timeout);
         let opened = |index: usize, given: crate::queue::core::Given| {
-            (
-                index,
-                OpenItem::new(Arc::clone(&queues[index].core), given.item, given.serial),
-            )
+            (index, OpenItem::new(Arc::clone(&queues[index].core), given.item, given.serial))
         };
         for (index, queue) in queues.iter().enumerate() {
             queue.core.may_take()?;
@@ -456,9 +423,7 @@ impl QueueSet {
             }
         }
         if matches!(patience, Patience::None) || queues.is_empty() {
-            queues
-                .iter()
-                .for_each(|queue| queue.core.missed(Mode::Open));
+            queues.iter().for_each(|queue| queue.core.missed(Mode::Open));
             return Ok(None);
         }
         let places: Vec<_> = queues.iter().map(|queue| queue.core.join()).collect();
@@ -475,9 +440,7 @@ impl QueueSet {
                         return Ok(Some(opened(index, given)));
                     }
                 }
-                queues
-                    .iter()
-                    .for_each(|queue| queue.core.missed(Mode::Open));
+                queues.iter().for_each(|queue| queue.core.missed(Mode::Open));
                 return Ok(None);
             }
         }
@@ -563,9 +526,7 @@ impl QueueSet {
                 None => match want {
                     Want::Existing => return Ok(None),
                     Want::Create(_) if inner.shared.read_only => {
-                        return Err(OpenError::ReadOnly {
-                            path: inner.dir.clone(),
-                        });
+                        return Err(OpenError::ReadOnly { path: inner.dir.clone() });
                     }
                     Want::Create(_) => {
                         let slot = Arc::new(Slot::default());
@@ -580,12 +541,7 @@ impl QueueSet {
             return Ok(Some(Arc::clone(core)));
         }
         // While we waited for the slot, the queue may have been deleted, or the set closed.
-        if !inner
-            .registry
-            .lock()
-            .get(name)
-            .is_some_and(|current| Arc::ptr_eq(current, &slot))
-        {
+        if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
             drop(loaded);
             return self.load(name, want);
         }
@@ -599,9 +555,7 @@ impl QueueSet {
         match inner.open_queue(name, given) {
             Ok((core, created)) => {
                 *loaded = Some(Arc::clone(&core));
-                inner
-                    .creates
-                    .fetch_add(u64::from(created), Ordering::Relaxed);
+                inner.creates.fetch_add(u64::from(created), Ordering::Relaxed);
                 Ok(Some(core))
             }
             Err(error) => {
@@ -633,10 +587,7 @@ impl Inner {
 
     fn loaded(&self) -> Vec<Arc<Core>> {
         let slots: Vec<Arc<Slot>> = self.registry.lock().values().cloned().collect();
-        slots
-            .iter()
-            .filter_map(|slot| slot.core.lock().clone())
-            .collect()
+        slots.iter().filter_map(|slot| slot.core.lock().clone()).collect()
     }
 
     fn queue_dir(&self, name: &str) -> PathBuf {
@@ -646,11 +597,7 @@ impl Inner {
     }
 
     /// Recovers or creates a queue; says whether it was created.
-    fn open_queue(
-        &self,
-        name: &str,
-        given: Option<&QueueOptions>,
-    ) -> Result<(Arc<Core>, bool), OpenError> {
+    fn open_queue(&self, name: &str, given: Option<&QueueOptions>) -> Result<(Arc<Core>, bool), OpenError> {
         let disk = &self.shared.disk;
         let dir = self.queue_dir(name);
         let id_floor = self.meta.lock().meta.id_floor;
@@ -663,29 +610,21 @@ impl Inner {
         let created = meta.is_none();
         let options = match (&meta, preset) {
             (_, Some(options)) => options.clone(),
-            (Some(file), None) if !file.meta.options.is_empty() => {
-                QueueOptions::from_bytes(&file.meta.options).ok_or_else(|| OpenError::Corrupt {
+            (Some(file), None) if !file.meta.options.is_empty() => QueueOptions::from_bytes(&file.meta.options)
+                .ok_or_else(|| OpenError::Corrupt {
                     queue: name.to_owned(),
                     path: dir.join("meta"),
                     segment: None,
                     offset: 0,
                     what: "options",
-                })?
-            }
+                })?,
             _ => self.defaults.clone(),
         };
         if !created && !options.journal {
-            return Err(OptionsError::Journal {
-                queue: name.to_owned(),
-                items: 0,
-            }
-            .into());
+            return Err(OptionsError::Journal { queue: name.to_owned(), items: 0 }.into());
         }
         if meta.is_none() && self.shared.read_only {
-            return Err(OpenError::Io {
-                path: dir.join("meta"),
-                source: io::ErrorKind::NotFound.into(),
-            });
+            return Err(OpenError::Io { path: dir.join("meta"), source: io::ErrorKind::NotFound.into() });
         }
         let meta = match meta.take() {
             Some(meta) => meta,
@@ -753,11 +692,7 @@ impl Inner {
             let Some(callback) = &self.on_recovery else {
                 return true;
             };
-            callback(&RecoveryProgress {
-                queue: context.queue.clone(),
-                segments_done: done,
-                segments_total: total,
-            })
+            callback(&RecoveryProgress { queue: context.queue.clone(), segments_done: done, segments_total: total })
         };
         let wishes = Wishes {
             salvage: self.shared.salvage,
@@ -771,20 +706,11 @@ impl Inner {
 
     fn read_meta(&self, name: &str, dir: &Path, file: File) -> Result<MetaFile, OpenError> {
         let path = dir.join("meta");
-        let corrupt = |what| OpenError::Corrupt {
-            queue: name.to_owned(),
-            path: path.clone(),
-            segment: None,
-            offset: 0,
-            what,
-        };
+        let corrupt =
+            |what| OpenError::Corrupt { queue: name.to_owned(), path: path.clone(), segment: None, offset: 0, what };
         let bytes = read_small(&file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
         let slots = meta::decode_queue(&bytes).map_err(|fault| match fault {
-            Fault::Version(found) => OpenError::UnsupportedVersion {
-                path: path.clone(),
-                found,
-                supported: VERSION,
-            },
+            Fault::Version(found) => OpenError::UnsupportedVersion { path: path.clone(), found, supported: VERSION },
             Fault::Invalid(what) => corrupt(what),
         })?;
         if slots.newest.set_id != self.set_id {
@@ -793,10 +719,7 @@ impl Inner {
         if slots.newest.name != name {
             return Err(corrupt("queue header (of another queue)"));
         }
-        Ok(MetaFile {
-            meta: slots.newest,
-            slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)),
-        })
+        Ok(MetaFile { meta: slots.newest, slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)) })
     }
 
     fn create_meta(
@@ -846,10 +769,7 @@ impl Inner {
             disk.sync_dir(dir).map_err(io)?;
             parent = dir.parent();
         }
-        Ok(MetaFile {
-            meta,
-            slots: Some(SlotFile::new(file, 1, 1, true)),
-        })
+        Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)) })
     }
 
     /// The highest id that a queue which is not loaded may have given out; generous where it cannot be read.
@@ -883,10 +803,7 @@ impl Inner {
         if id <= file.meta.id_floor {
             return Ok(());
         }
-        let raised = SetMeta {
-            id_floor: id,
-            ..file.meta.clone()
-        };
+        let raised = SetMeta { id_floor: id, ..file.meta.clone() };
         let SetFile { meta, slots } = &mut *file;
         slots.prove(|sequence| meta::encode_set(meta, sequence))?;
         slots.store(|sequence| meta::encode_set(&raised, sequence))?;
@@ -898,10 +815,7 @@ impl Inner {
     fn remove_files(&self, name: &str, core: Option<&Core>) -> Result<(), Error> {
         let disk = &self.shared.disk;
         let dir = self.queue_dir(name);
-        let io = |source| Error::Io {
-            path: dir.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: dir.clone(), source };
         let trash = self.dir.join("trash");
         let grave = trash.join(format!("{:016x}", disk.random_u64().map_err(io)?));
         disk.rename(&dir, &grave).map_err(io)?;
@@ -959,17 +873,12 @@ impl Drop for Inner {
 
 impl fmt::Debug for QueueSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueueSet")
-            .field("path", &self.inner.dir)
-            .finish_non_exhaustive()
+        f.debug_struct("QueueSet").field("path", &self.inner.dir).finish_non_exhaustive()
     }
 }
 
 fn check_name(name: &str) -> Result<(), OpenError> {
-    name::check(name).map_err(|reason| OpenError::InvalidName {
-        name: name.to_owned(),
-        reason,
-    })
+    name::check(name).map_err(|reason| OpenError::InvalidName { name: name.to_owned(), reason })
 }
 
 fn open_error(path: &Path, source: io::Error) -> OpenError {
@@ -978,9 +887,7 @@ fn open_error(path: &Path, source: io::Error) -> OpenError {
         return OpenError::NotRegular { path, what };
     }
     match source.kind() {
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-            OpenError::ReadOnly { path }
-        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => OpenError::ReadOnly { path },
         _ if disk::is_no_space(&source) => OpenError::NoSpace { path, source },
         _ => OpenError::Io { path, source },
     }
@@ -998,10 +905,7 @@ fn take_lock(disk: &Disk, path: &Path) -> Result<File, OpenError> {
                 let text = String::from_utf8(read_small(&file, 12).ok()?).ok()?;
                 text.trim().parse().ok()
             });
-            Err(OpenError::Locked {
-                path: path.to_owned(),
-                pid,
-            })
+            Err(OpenError::Locked { path: path.to_owned(), pid })
         }
         Err(error) => Err(open_error(path, error)),
     }
@@ -1039,28 +943,18 @@ fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Resul
 
 fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, OpenError> {
     let path = dir.join("set");
-    let corrupt = |what| OpenError::Corrupt {
-        queue: String::new(),
-        path: path.clone(),
-        segment: None,
-        offset: 0,
-        what,
-    };
+    let corrupt =
+        |what| OpenError::Corrupt { queue: String::new(), path: path.clone(), segment: None, offset: 0, what };
     match disk.open(&path, !read_only) {
         Ok(file) => {
             let bytes = read_small(&file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
             let slots = meta::decode_set(&bytes).map_err(|fault| match fault {
-                Fault::Version(found) => OpenError::UnsupportedVersion {
-                    path: path.clone(),
-                    found,
-                    supported: VERSION,
-                },
+                Fault::Version(found) => {
+                    OpenError::UnsupportedVersion { path: path.clone(), found, supported: VERSION }
+                }
                 Fault::Invalid(what) => corrupt(what),
             })?;
-            Ok(SetFile {
-                meta: slots.newest,
-                slots: SlotFile::new(file, slots.sequence, slots.next_slot, false),
-            })
+            Ok(SetFile { meta: slots.newest, slots: SlotFile::new(file, slots.sequence, slots.next_slot, false) })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
             let queues = dir.join("queues");
@@ -1070,15 +964,9 @@ fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, Op
             let io = |error| open_error(&path, error);
             let set_id = || disk.random_u64().map(u128::from);
             let set_id = set_id().map_err(io)? << 64 | set_id().map_err(io)?;
-            let meta = SetMeta {
-                set_id,
-                id_floor: 0,
-            };
+            let meta = SetMeta { set_id, id_floor: 0 };
             let file = write_new_file(disk, dir, "set", &meta::encode_set(&meta, 1)).map_err(io)?;
-            Ok(SetFile {
-                meta,
-                slots: SlotFile::new(file, 1, 1, true),
-            })
+            Ok(SetFile { meta, slots: SlotFile::new(file, 1, 1, true) })
         }
         Err(error) => Err(open_error(&path, error)),
     }

@@ -32,11 +32,7 @@ pub fn fuzz_frame(data: &[u8]) {
     };
     let mut out = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
     let len = frame::encode(&decoded, salt, 4096, &mut out);
-    assert_eq!(
-        data.get(..len),
-        Some(&out[..len]),
-        "a frame decodes from other bytes than it encodes to"
-    );
+    assert_eq!(data.get(..len), Some(&out[..len]), "a frame decodes from other bytes than it encodes to");
 }
 
 const ITEMS: u8 = 40;
@@ -89,33 +85,17 @@ pub fn fuzz_open_dir(data: &[u8]) {
                 }
             }
             1 => bytes.truncate(at),
-            2 => bytes
-                .iter_mut()
-                .skip(at)
-                .take(usize::from(edit[3]) * 8)
-                .for_each(|byte| *byte = 0),
+            2 => bytes.iter_mut().skip(at).take(usize::from(edit[3]) * 8).for_each(|byte| *byte = 0),
             _ => {
                 let from = usize::from(edit[3]) << 8 | usize::from(edit[4]);
                 let copied: Vec<u8> = bytes.iter().skip(from).take(64).copied().collect();
-                bytes
-                    .iter_mut()
-                    .skip(at)
-                    .zip(copied)
-                    .for_each(|(byte, copy)| *byte = copy);
+                bytes.iter_mut().skip(at).zip(copied).for_each(|(byte, copy)| *byte = copy);
             }
         }
         disk.write_file(path, &bytes);
     }
-    let choice = if how & 2 == 0 {
-        OnDamage::Refuse
-    } else {
-        OnDamage::Salvage
-    };
-    let Ok(set) = QueueSet::builder()
-        .disk(Disk::Sim(disk.clone()))
-        .on_damage(choice)
-        .open("/s")
-    else {
+    let choice = if how & 2 == 0 { OnDamage::Refuse } else { OnDamage::Salvage };
+    let Ok(set) = QueueSet::builder().disk(Disk::Sim(disk.clone())).on_damage(choice).open("/s") else {
         return;
     };
     for name in set.names() {
@@ -128,11 +108,7 @@ pub fn fuzz_open_dir(data: &[u8]) {
                 break;
             };
             let n = item.data().first().copied().unwrap_or(u8::MAX);
-            assert_eq!(
-                item.data(),
-                vec![n; 20 + usize::from(n) * 9],
-                "a payload that was never put"
-            );
+            assert_eq!(item.data(), vec![n; 20 + usize::from(n) * 9], "a payload that was never put");
             assert!(last.is_none_or(|last| last < n), "{n} after {last:?}");
             last = Some(n);
             let _ = item.close();
@@ -149,10 +125,7 @@ mod tests {
     #[test]
     fn fuzz_corpora_find_nothing() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-        for (name, target) in [
-            ("frame_decode", fuzz_frame as fn(&[u8])),
-            ("open_dir", fuzz_open_dir),
-        ] {
+        for (name, target) in [("frame_decode", fuzz_frame as fn(&[u8])), ("open_dir", fuzz_open_dir)] {
             let mut count = 0;
             for entry in std::fs::read_dir(root.join(name)).expect("the corpus") {
                 target(&std::fs::read(entry.expect("readable").path()).expect("readable"));

@@ -69,11 +69,7 @@ pub struct TypedQueue<T, C> {
 
 impl<T, C: Codec<T>> TypedQueue<T, C> {
     pub(crate) fn new(queue: Queue, codec: C) -> Self {
-        TypedQueue {
-            queue,
-            codec,
-            values: PhantomData,
-        }
+        TypedQueue { queue, codec, values: PhantomData }
     }
 
     /// The queue below.
@@ -88,9 +84,7 @@ impl<T, C: Codec<T>> TypedQueue<T, C> {
 
     fn encode(&self, value: &T) -> Result<Vec<u8>, TypedPutError<C::Error>> {
         let mut payload = Vec::new();
-        self.codec
-            .encode(value, &mut payload)
-            .map_err(TypedPutError::Encode)?;
+        self.codec.encode(value, &mut payload).map_err(TypedPutError::Encode)?;
         Ok(payload)
     }
 
@@ -114,11 +108,7 @@ impl<T, C: Codec<T>> TypedQueue<T, C> {
     ///
     /// # Errors
     /// As [`put`](TypedQueue::put).
-    pub fn put_with(
-        &self,
-        value: &T,
-        options: &PutOptions,
-    ) -> Result<ItemId, TypedPutError<C::Error>> {
+    pub fn put_with(&self, value: &T, options: &PutOptions) -> Result<ItemId, TypedPutError<C::Error>> {
         Ok(self.queue.put_with(self.encode(value)?, options)?)
     }
 
@@ -142,24 +132,15 @@ impl<T, C: Codec<T>> TypedQueue<T, C> {
     /// # Errors
     /// As [`open`](TypedQueue::open).
     pub fn try_open(&self) -> Result<Option<TypedOpenItem<T>>, TypedGetError<C::Error>> {
-        self.queue
-            .try_open()?
-            .map(|item| self.decode(item))
-            .transpose()
+        self.queue.try_open()?.map(|item| self.decode(item)).transpose()
     }
 
     /// Opens the next value, waiting up to `timeout`: see [`Queue::open_timeout`].
     ///
     /// # Errors
     /// As [`open`](TypedQueue::open).
-    pub fn open_timeout(
-        &self,
-        timeout: Duration,
-    ) -> Result<Option<TypedOpenItem<T>>, TypedGetError<C::Error>> {
-        self.queue
-            .open_timeout(timeout)?
-            .map(|item| self.decode(item))
-            .transpose()
+    pub fn open_timeout(&self, timeout: Duration) -> Result<Option<TypedOpenItem<T>>, TypedGetError<C::Error>> {
+        self.queue.open_timeout(timeout)?.map(|item| self.decode(item)).transpose()
     }
 
     /// Opens the next value, for tasks: see [`Queue::open_async`].
@@ -176,19 +157,13 @@ impl<T, C: Codec<T>> TypedQueue<T, C> {
 
 impl<T, C: Clone> Clone for TypedQueue<T, C> {
     fn clone(&self) -> Self {
-        TypedQueue {
-            queue: self.queue.clone(),
-            codec: self.codec.clone(),
-            values: PhantomData,
-        }
+        TypedQueue { queue: self.queue.clone(), codec: self.codec.clone(), values: PhantomData }
     }
 }
 
 impl<T, C> fmt::Debug for TypedQueue<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TypedQueue")
-            .field("queue", &self.queue)
-            .finish_non_exhaustive()
+        f.debug_struct("TypedQueue").field("queue", &self.queue).finish_non_exhaustive()
     }
 }
 
@@ -235,9 +210,7 @@ impl<T> Deref for TypedOpenItem<T> {
 
 impl<T> fmt::Debug for TypedOpenItem<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TypedOpenItem")
-            .field("item", &self.item)
-            .finish_non_exhaustive()
+        f.debug_struct("TypedOpenItem").field("item", &self.item).finish_non_exhaustive()
     }
 }
 

@@ -42,27 +42,12 @@ pub(crate) struct Upkeep {
 impl Upkeep {
     pub(crate) fn start(disk: &Disk) -> std::io::Result<Upkeep> {
         let (bell, chores) = crossbeam_channel::unbounded();
-        let rounds = Rounds {
-            disk: disk.clone(),
-            chores,
-            due: BinaryHeap::new(),
-            serial: 0,
-        };
+        let rounds = Rounds { disk: disk.clone(), chores, due: BinaryHeap::new(), serial: 0 };
         if !disk.has_threads() {
-            return Ok(Upkeep {
-                bell,
-                thread: Mutex::new(None),
-                inline: Some(Mutex::new(rounds)),
-            });
+            return Ok(Upkeep { bell, thread: Mutex::new(None), inline: Some(Mutex::new(rounds)) });
         }
-        let thread = std::thread::Builder::new()
-            .name("kestrel-upkeep".into())
-            .spawn(move || rounds.run())?;
-        Ok(Upkeep {
-            bell,
-            thread: Mutex::new(Some(thread)),
-            inline: None,
-        })
+        let thread = std::thread::Builder::new().name("kestrel-upkeep".into()).spawn(move || rounds.run())?;
+        Ok(Upkeep { bell, thread: Mutex::new(Some(thread)), inline: None })
     }
 
     pub(crate) fn ring(&self, chore: Chore) {
@@ -100,10 +85,7 @@ impl Upkeep {
     }
 
     #[cfg(not(any(test, feature = "testing")))]
-    #[expect(
-        dead_code,
-        reason = "keeps the field in use where every disk has threads"
-    )]
+    #[expect(dead_code, reason = "keeps the field in use where every disk has threads")]
     fn has_inline(&self) -> bool {
         self.inline.is_some()
     }
@@ -149,10 +131,7 @@ impl Rounds {
     fn run(mut self) {
         loop {
             let now_ms = self.disk.mono_exact_ms();
-            let next = self
-                .due
-                .peek()
-                .map(|due| Duration::from_millis(due.0.at_ms.saturating_sub(now_ms)));
+            let next = self.due.peek().map(|due| Duration::from_millis(due.0.at_ms.saturating_sub(now_ms)));
             let chore = match next {
                 Some(wait) => match self.chores.recv_timeout(wait) {
                     Ok(chore) => Some(chore),
@@ -202,11 +181,7 @@ impl Rounds {
     fn later(&mut self, queue: Weak<Core>, after_ms: u64) {
         self.serial += 1;
         let at_ms = self.disk.mono_exact_ms().saturating_add(after_ms);
-        self.due.push(Reverse(Due {
-            at_ms,
-            serial: self.serial,
-            queue,
-        }));
+        self.due.push(Reverse(Due { at_ms, serial: self.serial, queue }));
     }
 
     fn perform_due(&mut self) {

@@ -25,25 +25,18 @@ fn random(state: &mut u64) -> u64 {
 }
 
 fn options(durability: &str) -> QueueOptions {
-    QueueOptions::default()
-        .segment_bytes(64 << 10)
-        .durability(match durability {
-            "sync" => Durability::Sync,
-            "every" => Durability::Every(Duration::from_millis(5)),
-            _ => Durability::Os,
-        })
+    QueueOptions::default().segment_bytes(64 << 10).durability(match durability {
+        "sync" => Durability::Sync,
+        "every" => Durability::Every(Duration::from_millis(5)),
+        _ => Durability::Os,
+    })
 }
 
 /// Writer, sequence, length, then bytes that follow from both.
 fn payload(writer: u64, sequence: u64) -> Vec<u8> {
     let mut seed = writer << 40 | sequence;
     let len = 24 + random(&mut seed) as usize % [40, 300, 5000][sequence as usize % 3];
-    let mut bytes = [
-        writer.to_le_bytes(),
-        sequence.to_le_bytes(),
-        (len as u64).to_le_bytes(),
-    ]
-    .concat();
+    let mut bytes = [writer.to_le_bytes(), sequence.to_le_bytes(), (len as u64).to_le_bytes()].concat();
     while bytes.len() < len {
         bytes.extend_from_slice(&random(&mut seed).to_le_bytes());
     }
@@ -75,26 +68,16 @@ fn child_entry() {
     let mut parts = job.split('|');
     let mut part = || parts.next().expect("five parts").to_owned();
     let (dir, durability, round, threads, seed) = (part(), part(), part(), part(), part());
-    let (round, threads, seed): (u64, u64, u64) = (
-        round.parse().expect("a number"),
-        threads.parse().expect("a number"),
-        seed.parse().expect("a number"),
-    );
-    let set = QueueSet::builder()
-        .defaults(options(&durability))
-        .open(Path::new(&dir).join("set"))
-        .expect("opens");
+    let (round, threads, seed): (u64, u64, u64) =
+        (round.parse().expect("a number"), threads.parse().expect("a number"), seed.parse().expect("a number"));
+    let set = QueueSet::builder().defaults(options(&durability)).open(Path::new(&dir).join("set")).expect("opens");
     let queue = set.queue("q").expect("recovers");
     std::thread::scope(|scope| {
         for thread in 0..threads {
             let queue = queue.clone();
             let path = Path::new(&dir).join(format!("ledger-{round}-{thread}"));
             scope.spawn(move || {
-                let mut ledger = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .expect("a ledger");
+                let mut ledger = OpenOptions::new().create(true).append(true).open(path).expect("a ledger");
                 let mut state = seed ^ thread << 32;
                 let writer = round << 8 | thread;
                 let mut sequence = 0;
@@ -107,8 +90,7 @@ fn child_entry() {
                             sequence += 1;
                         }
                         4 => {
-                            let batch: Vec<Vec<u8>> =
-                                (0..3).map(|n| payload(writer, sequence + n)).collect();
+                            let batch: Vec<Vec<u8>> = (0..3).map(|n| payload(writer, sequence + n)).collect();
                             (0..3).for_each(|n| note(&mut ledger, b'p', writer, sequence + n));
                             queue.put_batch(&batch).expect("room");
                             (0..3).for_each(|n| note(&mut ledger, b'P', writer, sequence + n));
@@ -140,18 +122,11 @@ struct Ledger {
 }
 
 fn read_ledgers(dir: &Path) -> Ledger {
-    let mut ledger = Ledger {
-        asked: BTreeSet::new(),
-        put: BTreeSet::new(),
-        close_asked: BTreeSet::new(),
-        closed: BTreeSet::new(),
-    };
+    let mut ledger =
+        Ledger { asked: BTreeSet::new(), put: BTreeSet::new(), close_asked: BTreeSet::new(), closed: BTreeSet::new() };
     for entry in std::fs::read_dir(dir).expect("readable") {
         let path = entry.expect("readable").path();
-        if !path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("ledger"))
-        {
+        if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ledger")) {
             continue;
         }
         let bytes = std::fs::read(path).expect("readable");
@@ -175,19 +150,11 @@ static ROUNDS: AtomicU64 = AtomicU64::new(0);
 
 #[test]
 fn f01_killed_at_a_random_moment_nothing_answered_is_lost_and_nothing_invented() {
-    let rounds: u64 = std::env::var("KESTREL_KILLS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(60);
-    let seed: u64 = std::env::var("KESTREL_SEED")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .expect("after 1970");
-            now.as_nanos() as u64
-        });
+    let rounds: u64 = std::env::var("KESTREL_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let seed: u64 = std::env::var("KESTREL_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        now.as_nanos() as u64
+    });
     println!("kill: seed {seed}");
     let mut state = seed;
     let mut acknowledged = 0;
@@ -208,19 +175,9 @@ fn f01_killed_at_a_random_moment_nothing_answered_is_lost_and_nothing_invented()
 
 fn life(dir: &Path, durability: &str, round: u64, state: &mut u64) {
     let threads = 1 + random(state) % 8;
-    let job = format!(
-        "{}|{durability}|{round}|{threads}|{}",
-        dir.display(),
-        random(state)
-    );
+    let job = format!("{}|{durability}|{round}|{threads}|{}", dir.display(), random(state));
     let mut child = Command::new(std::env::current_exe().expect("this binary"))
-        .args([
-            "--exact",
-            "child_entry",
-            "--nocapture",
-            "--test-threads",
-            "1",
-        ])
+        .args(["--exact", "child_entry", "--nocapture", "--test-threads", "1"])
         .env(CHILD, job)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -233,15 +190,9 @@ fn life(dir: &Path, durability: &str, round: u64, state: &mut u64) {
     while !heard.ends_with(b"ready") {
         match out.read(&mut byte) {
             Ok(1) => heard.push(byte[0]),
-            _ => panic!(
-                "the child ended by itself: {}",
-                String::from_utf8_lossy(&heard)
-            ),
+            _ => panic!("the child ended by itself: {}", String::from_utf8_lossy(&heard)),
         }
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "the child does not get ready"
-        );
+        assert!(start.elapsed() < Duration::from_secs(60), "the child does not get ready");
     }
     std::thread::sleep(Duration::from_micros(random(state) % 20_000));
     child.kill().expect("killed");
@@ -251,63 +202,36 @@ fn life(dir: &Path, durability: &str, round: u64, state: &mut u64) {
 fn judge(dir: &Path, durability: &str, seed: u64) -> u64 {
     let ledger = read_ledgers(dir);
     let path: PathBuf = dir.join("set");
-    let open = || {
-        QueueSet::builder()
-            .defaults(options(durability))
-            .open(&path)
-            .expect("opens after a kill")
-    };
+    let open = || QueueSet::builder().defaults(options(durability)).open(&path).expect("opens after a kill");
     let first = {
         let set = open();
         let queue = set.queue("q").expect("recovers");
-        assert!(
-            queue.recovery().lost.is_empty(),
-            "seed {seed}: {:?}",
-            queue.recovery()
-        );
+        assert!(queue.recovery().lost.is_empty(), "seed {seed}: {:?}", queue.recovery());
         (queue.len(), queue.stats().bytes)
     };
     let set = open();
     let queue = set.queue("q").expect("recovers again");
-    assert_eq!(
-        first,
-        (queue.len(), queue.stats().bytes),
-        "seed {seed}: two recoveries differ"
-    );
+    assert_eq!(first, (queue.len(), queue.stats().bytes), "seed {seed}: two recoveries differ");
     let mut there = BTreeSet::new();
     let mut last: BTreeMap<u64, u64> = BTreeMap::new();
     let mut last_id = 0;
     while let Some(item) = queue.try_open().expect("undamaged") {
-        let key = parse(item.data())
-            .unwrap_or_else(|| panic!("seed {seed}: a payload that was never put"));
+        let key = parse(item.data()).unwrap_or_else(|| panic!("seed {seed}: a payload that was never put"));
         assert!(there.insert(key), "seed {seed}: {key:?} came twice");
-        assert!(
-            ledger.asked.contains(&key),
-            "seed {seed}: {key:?} was never asked for"
-        );
+        assert!(ledger.asked.contains(&key), "seed {seed}: {key:?} was never asked for");
         assert!(item.id().get() > last_id, "seed {seed}: ids fall");
         last_id = item.id().get();
         let before = last.insert(key.0, key.1);
-        assert!(
-            before.is_none_or(|before| before < key.1),
-            "seed {seed}: writer {} out of order",
-            key.0
-        );
+        assert!(before.is_none_or(|before| before < key.1), "seed {seed}: writer {} out of order", key.0);
         item.close().expect("marked");
     }
     for key in &ledger.put {
         if !ledger.close_asked.contains(key) {
-            assert!(
-                there.contains(key),
-                "seed {seed}, {durability}: {key:?} was answered and is gone"
-            );
+            assert!(there.contains(key), "seed {seed}, {durability}: {key:?} was answered and is gone");
         }
     }
     for key in &ledger.closed {
-        assert!(
-            !there.contains(key),
-            "seed {seed}, {durability}: {key:?} was closed and is back"
-        );
+        assert!(!there.contains(key), "seed {seed}, {durability}: {key:?} was closed and is back");
     }
     ledger.put.len() as u64
 }

@@ -42,10 +42,7 @@ impl Mapped {
     fn check(&self, offset: usize, count: usize) -> io::Result<()> {
         match offset.checked_add(count) {
             Some(end) if end <= self.len => Ok(()),
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "access outside of the segment",
-            )),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "access outside of the segment")),
         }
     }
 
@@ -131,10 +128,7 @@ pub(crate) struct ForkGuard {
 impl ForkGuard {
     pub(crate) fn new() -> ForkGuard {
         let pid = std::process::id();
-        ForkGuard {
-            page: Self::wiped_page().ok(),
-            pid,
-        }
+        ForkGuard { page: Self::wiped_page().ok(), pid }
     }
 
     #[cfg(target_os = "linux")]
@@ -182,13 +176,7 @@ mod tests {
     #[test]
     fn every_access_outside_is_refused() {
         let map = Mapped::anonymous(4096).expect("anonymous memory");
-        for (offset, count) in [
-            (4096, 1),
-            (4095, 2),
-            (usize::MAX, 1),
-            (usize::MAX, 2),
-            (0, 4097),
-        ] {
+        for (offset, count) in [(4096, 1), (4095, 2), (usize::MAX, 1), (usize::MAX, 2), (0, 4097)] {
             assert!(map.copy_in(offset, &vec![0; count]).is_err());
             assert!(map.copy_out(offset, &mut vec![0; count]).is_err());
             assert!(map.copy_vec(offset, count).is_err());

@@ -77,18 +77,12 @@ pub(crate) fn not_regular(what: &'static str) -> io::Error {
 
 /// The reason if `error` says that a path holds something else than a regular file.
 pub(crate) fn as_not_regular(error: &io::Error) -> Option<&'static str> {
-    error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<NotRegular>())
-        .map(|n| n.0)
+    error.get_ref().and_then(|inner| inner.downcast_ref::<NotRegular>()).map(|n| n.0)
 }
 
 /// Whether `error` means that the medium, the quota or the inodes are used up.
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Now, for deadlines of blocked threads. Item times come from [`Disk::wall_ms`] and [`Disk::mono_ms`].
@@ -166,10 +160,7 @@ impl Disk {
             File::Real(real) if mapped => map::Mapped::of_file(real, len).map(Map::Mapped),
             #[cfg(any(test, feature = "testing"))]
             File::Sim(sim) if mapped => sim.map(len).map(Map::Sim),
-            _ => Ok(Map::Positional {
-                file: Arc::clone(file),
-                len,
-            }),
+            _ => Ok(Map::Positional { file: Arc::clone(file), len }),
         }
     }
 
@@ -314,9 +305,6 @@ impl Map {
 fn check(offset: usize, count: usize, len: usize) -> io::Result<()> {
     match offset.checked_add(count) {
         Some(end) if end <= len => Ok(()),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "access outside of the segment",
-        )),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "access outside of the segment")),
     }
 }

@@ -16,10 +16,7 @@ pub(crate) struct RealDisk;
 
 impl RealDisk {
     pub(crate) fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
     }
 
     pub(crate) fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
@@ -39,11 +36,7 @@ impl RealDisk {
     }
 
     pub(crate) fn open(&self, path: &Path, writable: bool) -> io::Result<fs::File> {
-        let access = if writable {
-            OFlags::RDWR
-        } else {
-            OFlags::RDONLY
-        };
+        let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
         self.open_regular(path, access)
     }
 
@@ -111,10 +104,7 @@ impl RealDisk {
             const TMPFS: u64 = 0x0102_1994;
             const OVERLAY: u64 = 0x794c_7630;
             match rustix::fs::statfs(dir) {
-                Ok(info) => matches!(
-                    info.f_type as u64 & 0xFFFF_FFFF,
-                    EXT | XFS | TMPFS | OVERLAY
-                ),
+                Ok(info) => matches!(info.f_type as u64 & 0xFFFF_FFFF, EXT | XFS | TMPFS | OVERLAY),
                 Err(_) => false,
             }
         }
@@ -141,9 +131,7 @@ impl RealDisk {
     }
 
     pub(crate) fn wall_ms(&self) -> u64 {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -165,10 +153,7 @@ impl RealDisk {
         let mut bytes = [0u8; 8];
         let mut filled = 0;
         while filled < bytes.len() {
-            filled += rustix::rand::getrandom(
-                &mut bytes[filled..],
-                rustix::rand::GetRandomFlags::empty(),
-            )?;
+            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
         }
         Ok(u64::from_le_bytes(bytes))
     }
@@ -177,9 +162,7 @@ impl RealDisk {
 fn ms(time: rustix::time::Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds
-        .saturating_mul(1000)
-        .saturating_add(nanos / 1_000_000)
+    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
 }
 
 pub(crate) fn len(file: &fs::File) -> io::Result<u64> {

@@ -225,20 +225,16 @@ fn parent(path: &Path) -> PathBuf {
 impl NameOp {
     fn touches(&self, dir: &Path) -> bool {
         match self {
-            NameOp::Create(path, _)
-            | NameOp::Mkdir(path)
-            | NameOp::Unlink(path)
-            | NameOp::Rmdir(path) => parent(path) == dir,
+            NameOp::Create(path, _) | NameOp::Mkdir(path) | NameOp::Unlink(path) | NameOp::Rmdir(path) => {
+                parent(path) == dir
+            }
             NameOp::Rename(from, to) => parent(from) == dir || parent(to) == dir,
         }
     }
 
     fn paths(&self) -> Vec<&PathBuf> {
         match self {
-            NameOp::Create(path, _)
-            | NameOp::Mkdir(path)
-            | NameOp::Unlink(path)
-            | NameOp::Rmdir(path) => vec![path],
+            NameOp::Create(path, _) | NameOp::Mkdir(path) | NameOp::Unlink(path) | NameOp::Rmdir(path) => vec![path],
             NameOp::Rename(from, to) => vec![from, to],
         }
     }
@@ -247,9 +243,7 @@ impl NameOp {
     fn apply(&self, names: &mut BTreeMap<PathBuf, Node>) {
         let has_parent = |names: &BTreeMap<PathBuf, Node>, path: &Path| {
             let dir = parent(path);
-            dir.as_os_str().is_empty()
-                || dir == Path::new("/")
-                || names.get(&dir) == Some(&Node::Dir)
+            dir.as_os_str().is_empty() || dir == Path::new("/") || names.get(&dir) == Some(&Node::Dir)
         };
         match self {
             NameOp::Create(path, inode) if has_parent(names, path) => {
@@ -259,18 +253,10 @@ impl NameOp {
                 names.insert(path.clone(), Node::Dir);
             }
             NameOp::Rename(from, to) if names.contains_key(from) && has_parent(names, to) => {
-                let moved: Vec<PathBuf> = names
-                    .keys()
-                    .filter(|p| p.starts_with(from))
-                    .cloned()
-                    .collect();
+                let moved: Vec<PathBuf> = names.keys().filter(|p| p.starts_with(from)).cloned().collect();
                 for path in moved {
                     if let (Some(node), Ok(rest)) = (names.remove(&path), path.strip_prefix(from)) {
-                        let target = if rest.as_os_str().is_empty() {
-                            to.clone()
-                        } else {
-                            to.join(rest)
-                        };
+                        let target = if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) };
                         names.insert(target, node);
                     }
                 }
@@ -347,30 +333,19 @@ impl World {
         let Some(inode) = self.inodes.get_mut(inode) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let part = if when == When::During {
-            &bytes[..bytes.len() / 2]
-        } else {
-            bytes
-        };
+        let part = if when == When::During { &bytes[..bytes.len() / 2] } else { bytes };
         if offset + bytes.len() > inode.data.len() {
             inode.data.resize(offset + bytes.len(), 0);
         }
         inode.store(offset, part, random);
         // Whoever stored when the crash came never learns of it.
-        if self.crashed {
-            Err(Self::error())
-        } else {
-            Ok(())
-        }
+        if self.crashed { Err(Self::error()) } else { Ok(()) }
     }
 
     fn read(&mut self, inode: usize, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
         self.fault(Op::Read)?;
         let data = &self.inodes.get(inode).ok_or(io::ErrorKind::NotFound)?.data;
-        match offset
-            .checked_add(bytes.len())
-            .and_then(|end| data.get(offset..end))
-        {
+        match offset.checked_add(bytes.len()).and_then(|end| data.get(offset..end)) {
             Some(found) => {
                 bytes.copy_from_slice(found);
                 Ok(())
@@ -413,9 +388,7 @@ impl SimDisk {
         world.locks.clear();
         world.steps = 0;
         change(&mut world);
-        SimDisk {
-            inner: Arc::new(Mutex::new(world)),
-        }
+        SimDisk { inner: Arc::new(Mutex::new(world)) }
     }
 
     /// The disk as the death of its process leaves it.
@@ -507,11 +480,8 @@ impl SimDisk {
     /// How many independent changes a power cut now would decide about.
     pub fn unsynced_changes(&self) -> usize {
         let world = self.inner.lock();
-        let pages: usize = world
-            .inodes
-            .iter()
-            .map(|i| i.dirty.len() + usize::from(i.data.len() != i.durable.len()))
-            .sum();
+        let pages: usize =
+            world.inodes.iter().map(|i| i.dirty.len() + usize::from(i.data.len() != i.durable.len())).sum();
         world.unsynced_names.len() + pages
     }
 
@@ -525,12 +495,7 @@ impl SimDisk {
         } else {
             fates.extend([Fate::None, Fate::All]);
             for i in 0..changes {
-                fates.extend([
-                    Fate::Single(i),
-                    Fate::AllBut(i),
-                    Fate::Prefix(i),
-                    Fate::Suffix(i),
-                ]);
+                fates.extend([Fate::Single(i), Fate::AllBut(i), Fate::Prefix(i), Fate::Suffix(i)]);
             }
         }
         if changes > 0 {
@@ -556,12 +521,7 @@ impl SimDisk {
 
     /// Fails `times` calls of a kind, after letting `after` of them pass.
     pub fn fail(&self, op: Op, after: u64, times: u64, kind: io::ErrorKind) {
-        self.inner.lock().faults.push(Fault {
-            op,
-            after,
-            times,
-            kind,
-        });
+        self.inner.lock().faults.push(Fault { op, after, times, kind });
     }
 
     /// Ends all planned failures.
@@ -599,21 +559,13 @@ impl SimDisk {
     /// All files, sorted.
     pub fn list_files(&self) -> Vec<PathBuf> {
         let world = self.inner.lock();
-        world
-            .names
-            .iter()
-            .filter(|(_, node)| matches!(node, Node::File(_)))
-            .map(|(path, _)| path.clone())
-            .collect()
+        world.names.iter().filter(|(_, node)| matches!(node, Node::File(_))).map(|(path, _)| path.clone()).collect()
     }
 
     /// A file's bytes.
     pub fn read_file(&self, path: &Path) -> Option<Vec<u8>> {
         let world = self.inner.lock();
-        world
-            .inode(path)
-            .and_then(|inode| world.inodes.get(inode))
-            .map(|inode| inode.data.clone())
+        world.inode(path).and_then(|inode| world.inodes.get(inode)).map(|inode| inode.data.clone())
     }
 
     /// Gives a file other bytes, durably, creating it if need be: damage, not a write of the engine.
@@ -625,18 +577,12 @@ impl SimDisk {
                 world.inodes.push(Inode::default());
                 let inode = world.inodes.len() - 1;
                 world.names.insert(path.to_owned(), Node::File(inode));
-                world
-                    .durable_names
-                    .insert(path.to_owned(), Node::File(inode));
+                world.durable_names.insert(path.to_owned(), Node::File(inode));
                 inode
             }
         };
         if let Some(inode) = world.inodes.get_mut(inode) {
-            *inode = Inode {
-                data: bytes.to_vec(),
-                durable: bytes.to_vec(),
-                dirty: BTreeMap::new(),
-            };
+            *inode = Inode { data: bytes.to_vec(), durable: bytes.to_vec(), dirty: BTreeMap::new() };
         }
     }
 
@@ -651,9 +597,7 @@ impl SimDisk {
         let mut world = self.inner.lock();
         let mut missing: Vec<PathBuf> = dir
             .ancestors()
-            .filter(|d| {
-                !d.as_os_str().is_empty() && *d != Path::new("/") && !world.names.contains_key(*d)
-            })
+            .filter(|d| !d.as_os_str().is_empty() && *d != Path::new("/") && !world.names.contains_key(*d))
             .map(Path::to_owned)
             .collect();
         while let Some(dir) = missing.pop() {
@@ -674,30 +618,15 @@ impl SimDisk {
         if world.names.get(dir) != Some(&Node::Dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let entries = world
-            .names
-            .iter()
-            .filter(|(path, _)| parent(path) == dir)
-            .filter_map(|(path, node)| {
-                let kind = if *node == Node::Dir {
-                    EntryKind::Dir
-                } else {
-                    EntryKind::File
-                };
-                Some(Entry {
-                    name: path.file_name()?.to_str()?.to_owned(),
-                    kind,
-                })
-            });
+        let entries = world.names.iter().filter(|(path, _)| parent(path) == dir).filter_map(|(path, node)| {
+            let kind = if *node == Node::Dir { EntryKind::Dir } else { EntryKind::File };
+            Some(Entry { name: path.file_name()?.to_str()?.to_owned(), kind })
+        });
         Ok(entries.collect())
     }
 
     fn file(&self, inode: usize) -> SimFile {
-        SimFile {
-            disk: self.clone(),
-            inode,
-            lock: None,
-        }
+        SimFile { disk: self.clone(), inode, lock: None }
     }
 
     pub(crate) fn open(&self, path: &Path, _writable: bool) -> io::Result<SimFile> {
@@ -844,47 +773,24 @@ impl SimFile {
         if world.crashed {
             return Err(World::error());
         }
-        Ok(world
-            .inodes
-            .get(self.inode)
-            .map_or(0, |inode| inode.data.len() as u64))
+        Ok(world.inodes.get(self.inode).map_or(0, |inode| inode.data.len() as u64))
     }
 
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.disk
-            .inner
-            .lock()
-            .read(self.inode, offset as usize, bytes)
+        self.disk.inner.lock().read(self.inode, offset as usize, bytes)
     }
 
     pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.disk
-            .inner
-            .lock()
-            .write(self.inode, offset as usize, bytes)
+        self.disk.inner.lock().write(self.inode, offset as usize, bytes)
     }
 
     pub(crate) fn allocate(&self, len: u64) -> io::Result<bool> {
         let mut world = self.disk.inner.lock();
         world.step(Op::Allocate)?;
-        let linked: BTreeSet<usize> = world
-            .names
-            .values()
-            .filter_map(|node| {
-                if let Node::File(i) = node {
-                    Some(*i)
-                } else {
-                    None
-                }
-            })
-            .collect();
-        let used: u64 = world
-            .inodes
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| linked.contains(i))
-            .map(|(_, i)| i.data.len() as u64)
-            .sum();
+        let linked: BTreeSet<usize> =
+            world.names.values().filter_map(|node| if let Node::File(i) = node { Some(*i) } else { None }).collect();
+        let used: u64 =
+            world.inodes.iter().enumerate().filter(|(i, _)| linked.contains(i)).map(|(_, i)| i.data.len() as u64).sum();
         let Some(inode) = world.inodes.get(self.inode) else {
             return Err(io::ErrorKind::NotFound.into());
         };
@@ -927,11 +833,7 @@ impl SimFile {
     }
 
     pub(crate) fn map(&self, len: usize) -> io::Result<SimMap> {
-        Ok(SimMap {
-            disk: self.disk.clone(),
-            inode: self.inode,
-            len,
-        })
+        Ok(SimMap { disk: self.disk.clone(), inode: self.inode, len })
     }
 }
 
@@ -978,24 +880,12 @@ mod tests {
         file.allocate(8192).expect("room");
         file.write_at(0, b"synced").expect("no fault");
         file.sync_data().expect("no fault");
-        assert!(
-            disk.power_cut(Fate::None).read_file(&path).is_none(),
-            "the name was not synced"
-        );
+        assert!(disk.power_cut(Fate::None).read_file(&path).is_none(), "the name was not synced");
         disk.sync_dir(&dir).expect("no fault");
         file.write_at(4096, b"not").expect("no fault");
-        let none = disk
-            .power_cut(Fate::None)
-            .read_file(&path)
-            .expect("synced name");
-        assert_eq!(
-            (&none[..6], &none[4096..4099]),
-            (&b"synced"[..], &[0; 3][..])
-        );
-        let all = disk
-            .power_cut(Fate::All)
-            .read_file(&path)
-            .expect("synced name");
+        let none = disk.power_cut(Fate::None).read_file(&path).expect("synced name");
+        assert_eq!((&none[..6], &none[4096..4099]), (&b"synced"[..], &[0; 3][..]));
+        let all = disk.power_cut(Fate::All).read_file(&path).expect("synced name");
         assert_eq!(&all[4096..4099], b"not");
         assert_eq!(disk.kill().read_file(&path).expect("kept"), all);
     }
@@ -1025,8 +915,7 @@ mod tests {
         let (disk, dir) = disk();
         disk.create(&dir.join("a")).expect("no fault");
         disk.sync_dir(&dir).expect("no fault");
-        disk.rename(&dir.join("a"), &dir.join("b"))
-            .expect("no fault");
+        disk.rename(&dir.join("a"), &dir.join("b")).expect("no fault");
         let lost = disk.power_cut(Fate::None);
         assert_eq!(lost.list_files(), [dir.join("a")]);
         assert_eq!(disk.power_cut(Fate::All).list_files(), [dir.join("b")]);
@@ -1045,23 +934,10 @@ mod tests {
             disk.fail(Op::Sync, 0, 1, io::ErrorKind::Other);
             file.write_at(0, &[7]).expect("no fault");
             assert!(file.sync_data().is_err());
-            assert!(
-                file.sync_data().is_ok(),
-                "the second one succeeds, and means nothing"
-            );
+            assert!(file.sync_data().is_ok(), "the second one succeeds, and means nothing");
             let seen = disk.read_file(&path).expect("there")[0];
-            assert_eq!(
-                seen,
-                if how == SyncFailure::KeepsContent {
-                    7
-                } else {
-                    0
-                }
-            );
-            assert_eq!(
-                disk.power_cut(Fate::All).read_file(&path).expect("there")[0],
-                0
-            );
+            assert_eq!(seen, if how == SyncFailure::KeepsContent { 7 } else { 0 });
+            assert_eq!(disk.power_cut(Fate::All).read_file(&path).expect("there")[0], 0);
         }
     }
 

@@ -41,19 +41,11 @@ pub(crate) struct Salt(pub(crate) u64);
 
 impl Salt {
     pub(crate) fn header_seed(self) -> u32 {
-        if crate::planted::is(crate::planted::Bug::IgnoreSalt) {
-            0
-        } else {
-            (self.0 >> 32) as u32
-        }
+        if crate::planted::is(crate::planted::Bug::IgnoreSalt) { 0 } else { (self.0 >> 32) as u32 }
     }
 
     pub(crate) fn payload_seed(self) -> u32 {
-        if crate::planted::is(crate::planted::Bug::IgnoreSalt) {
-            0
-        } else {
-            self.0 as u32
-        }
+        if crate::planted::is(crate::planted::Bug::IgnoreSalt) { 0 } else { self.0 as u32 }
     }
 }
 
@@ -140,9 +132,7 @@ impl Frame {
 }
 
 fn extension_len(flags: u32) -> u32 {
-    let eights = (flags & FLAG_ID != 0) as u32
-        + (flags & FLAG_EXPIRY != 0) as u32
-        + (flags & FLAG_USER != 0) as u32;
+    let eights = (flags & FLAG_ID != 0) as u32 + (flags & FLAG_EXPIRY != 0) as u32 + (flags & FLAG_USER != 0) as u32;
     eights * 8 + (flags & FLAG_ORIGIN != 0) as u32 * 16
 }
 
@@ -156,18 +146,12 @@ pub(crate) fn payload_crc(salt: Salt, payload: &[u8]) -> u32 {
 }
 
 pub(crate) fn payload_valid(salt: Salt, frame_crc: u32, payload: &[u8]) -> bool {
-    crate::planted::is(crate::planted::Bug::SkipPayloadCrc)
-        || payload_crc(salt, payload) == frame_crc
+    crate::planted::is(crate::planted::Bug::SkipPayloadCrc) || payload_crc(salt, payload) == frame_crc
 }
 
 /// Writes header and extension into `out` and returns their length.
 #[inline]
-pub(crate) fn encode(
-    frame: &Frame,
-    salt: Salt,
-    offset: u32,
-    out: &mut [u8; HEADER_BYTES + EXTENSION_MAX],
-) -> usize {
+pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEADER_BYTES + EXTENSION_MAX]) -> usize {
     let flags = frame.flags();
     let words = [
         frame.payload_crc,
@@ -233,26 +217,10 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
     if crc(salt.header_seed() ^ offset, head.get(4..head_len as usize)?) != header_crc {
         return None;
     }
-    let id = if flags & FLAG_ID != 0 {
-        Some(bytes.u64()?)
-    } else {
-        None
-    };
-    let expiry_ms = if flags & FLAG_EXPIRY != 0 {
-        Some(bytes.u64()?)
-    } else {
-        None
-    };
-    let (user_flags, starts_before) = if flags & FLAG_USER != 0 {
-        (bytes.u32()?, bytes.u32()?)
-    } else {
-        (0, 0)
-    };
-    let origin = if flags & FLAG_ORIGIN != 0 {
-        Some((bytes.u64()?, bytes.u64()?))
-    } else {
-        None
-    };
+    let id = if flags & FLAG_ID != 0 { Some(bytes.u64()?) } else { None };
+    let expiry_ms = if flags & FLAG_EXPIRY != 0 { Some(bytes.u64()?) } else { None };
+    let (user_flags, starts_before) = if flags & FLAG_USER != 0 { (bytes.u32()?, bytes.u32()?) } else { (0, 0) };
+    let origin = if flags & FLAG_ORIGIN != 0 { Some((bytes.u64()?, bytes.u64()?)) } else { None };
     Some(Frame {
         kind,
         payload_len,
@@ -276,26 +244,12 @@ mod tests {
     fn any_frame() -> impl Strategy<Value = Frame> {
         (
             (0u8..4, 0..=PAYLOAD_MAX, any::<u32>(), 0..=ORDINAL_MAX),
-            (
-                any::<u32>(),
-                0u32..1 << 20,
-                any::<Option<u64>>(),
-                any::<Option<u64>>(),
-            ),
+            (any::<u32>(), 0u32..1 << 20, any::<Option<u64>>(), any::<Option<u64>>()),
             (any::<u32>(), any::<u32>(), any::<Option<(u64, u64)>>()),
         )
             .prop_map(
-                |(
-                    (kind, payload_len, payload_crc, ordinal),
-                    (time_delta, synced, id, expiry_ms),
-                    rest,
-                )| Frame {
-                    kind: [
-                        Kind::Item,
-                        Kind::BatchPart,
-                        Kind::BatchEnd,
-                        Kind::Checkpoint,
-                    ][kind as usize],
+                |((kind, payload_len, payload_crc, ordinal), (time_delta, synced, id, expiry_ms), rest)| Frame {
+                    kind: [Kind::Item, Kind::BatchPart, Kind::BatchEnd, Kind::Checkpoint][kind as usize],
                     payload_len,
                     payload_crc,
                     ordinal,

@@ -71,12 +71,8 @@ pub(crate) fn encode(header: &SegmentHeader) -> [u8; HEADER_LEN] {
     out.extend_from_slice(&header.salt.0.to_le_bytes());
     out.extend_from_slice(&header.boot_id.to_le_bytes());
     // Number 0 is never used, so it can say "none".
-    let previous = header.previous.unwrap_or(Previous {
-        number: 0,
-        salt: Salt(0),
-        extent: Extent::default(),
-        synced_to: 0,
-    });
+    let previous =
+        header.previous.unwrap_or(Previous { number: 0, salt: Salt(0), extent: Extent::default(), synced_to: 0 });
     out.extend_from_slice(&previous.number.to_le_bytes());
     out.extend_from_slice(&previous.salt.0.to_le_bytes());
     out.extend_from_slice(&previous.extent.end.to_le_bytes());
@@ -130,11 +126,7 @@ fn decode_copy(copy: Option<&[u8]>) -> Result<SegmentHeader, Fault> {
         let previous = Previous {
             number: previous_number,
             salt: Salt(bytes.u64()?),
-            extent: Extent {
-                end: bytes.u32()?,
-                count: bytes.u32()?,
-                payload_bytes: bytes.u64()?,
-            },
+            extent: Extent { end: bytes.u32()?, count: bytes.u32()?, payload_bytes: bytes.u64()? },
             synced_to: bytes.u32()?,
         };
         Some(Ok(SegmentHeader {
@@ -183,11 +175,7 @@ pub(crate) fn decode_seal(page: &[u8], salt: Salt) -> Option<Seal> {
         if bytes.take(4)? != b"SEAL" {
             return None;
         }
-        let extent = Extent {
-            end: bytes.u32()?,
-            count: bytes.u32()?,
-            payload_bytes: bytes.u64()?,
-        };
+        let extent = Extent { end: bytes.u32()?, count: bytes.u32()?, payload_bytes: bytes.u64()? };
         let last_ms = bytes.u64()?;
         let durable = bytes.u32()?;
         let sum = bytes.u32()?;
@@ -232,11 +220,7 @@ mod tests {
             previous: Some(Previous {
                 number: 8,
                 salt: Salt(5),
-                extent: Extent {
-                    end: 5000,
-                    count: 6,
-                    payload_bytes: 600,
-                },
+                extent: Extent { end: 5000, count: 6, payload_bytes: 600 },
                 synced_to: 4200,
             }),
         }
@@ -259,10 +243,7 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(decode(&bad), Ok(sample()), "bit {bit}");
         }
-        assert_eq!(
-            decode(&vec![0; PAGE]),
-            Err(Fault::Invalid("segment header"))
-        );
+        assert_eq!(decode(&vec![0; PAGE]), Err(Fault::Invalid("segment header")));
         assert_eq!(decode(&[]), Err(Fault::Invalid("segment header")));
     }
 
@@ -279,15 +260,7 @@ mod tests {
 
     #[test]
     fn a_seal_holds_only_under_its_salt() {
-        let seal = Seal {
-            extent: Extent {
-                end: 9000,
-                count: 4,
-                payload_bytes: 321,
-            },
-            last_ms: 12,
-            durable: true,
-        };
+        let seal = Seal { extent: Extent { end: 9000, count: 4, payload_bytes: 321 }, last_ms: 12, durable: true };
         let mut page = vec![0; PAGE];
         page[SEAL_AT..SEAL_AT + SEAL_LEN].copy_from_slice(&encode_seal(&seal, Salt(1 << 40)));
         assert_eq!(decode_seal(&page, Salt(1 << 40)), Some(seal));

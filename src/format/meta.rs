@@ -51,11 +51,7 @@ pub(crate) struct QueueMeta {
 
 impl QueueMeta {
     pub(crate) fn is_freed(&self, number: u64) -> bool {
-        number < self.segment_floor
-            || self
-                .freed
-                .iter()
-                .any(|&(first, last)| (first..=last).contains(&number))
+        number < self.segment_floor || self.freed.iter().any(|&(first, last)| (first..=last).contains(&number))
     }
 
     /// Adds a freed segment and merges what touches; `false` if there is no room for one more island.
@@ -68,9 +64,7 @@ impl QueueMeta {
         let mut merged: Vec<(u64, u64)> = Vec::with_capacity(self.freed.len());
         for &(first, last) in &self.freed {
             match merged.last_mut() {
-                Some(previous) if first <= previous.1.saturating_add(1) => {
-                    previous.1 = previous.1.max(last)
-                }
+                Some(previous) if first <= previous.1.saturating_add(1) => previous.1 = previous.1.max(last),
                 _ => merged.push((first, last)),
             }
         }
@@ -138,11 +132,7 @@ fn read_slots<T>(
         if let Some(newest) = parse(&mut bytes)
             && best.as_ref().is_none_or(|b| sequence > b.sequence)
         {
-            best = Some(Slots {
-                newest,
-                sequence,
-                next_slot: 1 - index,
-            });
+            best = Some(Slots { newest, sequence, next_slot: 1 - index });
         }
     }
     // A slot of a later version beside one of ours: the later one may be the newer; do not guess.
@@ -161,26 +151,14 @@ pub(crate) fn encode_set(meta: &SetMeta, sequence: u64) -> [u8; SLOT] {
 }
 
 pub(crate) fn decode_set(file: &[u8]) -> Result<Slots<SetMeta>, Fault> {
-    read_slots(file, SET_MAGIC, "set header", |bytes| {
-        Some(SetMeta {
-            set_id: bytes.u128()?,
-            id_floor: bytes.u64()?,
-        })
-    })
+    read_slots(file, SET_MAGIC, "set header", |bytes| Some(SetMeta { set_id: bytes.u128()?, id_floor: bytes.u64()? }))
 }
 
 /// `name` and `options` are bounded by their own rules so that they and all ranges fit the slot.
 pub(crate) fn encode_queue(meta: &QueueMeta, sequence: u64) -> [u8; SLOT] {
     let mut body = Vec::with_capacity(512);
     body.extend_from_slice(&meta.set_id.to_le_bytes());
-    for word in [
-        meta.queue_id,
-        meta.create_ms,
-        meta.segment_floor,
-        meta.segment_last,
-        meta.next_id,
-        meta.clear_id,
-    ] {
+    for word in [meta.queue_id, meta.create_ms, meta.segment_floor, meta.segment_last, meta.next_id, meta.clear_id] {
         body.extend_from_slice(&word.to_le_bytes());
     }
     body.extend_from_slice(&meta.last_end.to_le_bytes());
@@ -215,9 +193,7 @@ pub(crate) fn decode_queue(file: &[u8]) -> Result<Slots<QueueMeta>, Fault> {
         let options_len = bytes.u16()?;
         let options = bytes.take(options_len.into())?.to_vec();
         let freed_len = bytes.u16()?;
-        let freed = (0..freed_len)
-            .map(|_| Some((bytes.u64()?, bytes.u64()?)))
-            .collect::<Option<Vec<_>>>()?;
+        let freed = (0..freed_len).map(|_| Some((bytes.u64()?, bytes.u64()?))).collect::<Option<Vec<_>>>()?;
         Some(QueueMeta {
             set_id,
             queue_id,
@@ -261,38 +237,20 @@ mod tests {
     #[test]
     fn the_newest_valid_slot_counts() {
         let mut file = encode_queue(&sample(), 7).to_vec();
-        file.extend(encode_queue(
-            &QueueMeta {
-                next_id: 50,
-                ..sample()
-            },
-            8,
-        ));
+        file.extend(encode_queue(&QueueMeta { next_id: 50, ..sample() }, 8));
         let slots = decode_queue(&file).expect("valid");
-        assert_eq!(
-            (slots.newest.next_id, slots.sequence, slots.next_slot),
-            (50, 8, 0)
-        );
+        assert_eq!((slots.newest.next_id, slots.sequence, slots.next_slot), (50, 8, 0));
         file[SLOT + 100] ^= 4;
         let slots = decode_queue(&file).expect("valid");
-        assert_eq!(
-            (slots.newest, slots.sequence, slots.next_slot),
-            (sample(), 7, 1)
-        );
+        assert_eq!((slots.newest, slots.sequence, slots.next_slot), (sample(), 7, 1));
         file[100] ^= 4;
         assert_eq!(decode_queue(&file), Err(Fault::Invalid("queue header")));
     }
 
     #[test]
     fn the_largest_content_fits_its_slot() {
-        let freed = (0..FREED_MAX as u64)
-            .map(|i| (10 + 3 * i, 10 + 3 * i))
-            .collect();
-        let meta = QueueMeta {
-            freed,
-            options: vec![1; 512],
-            ..sample()
-        };
+        let freed = (0..FREED_MAX as u64).map(|i| (10 + 3 * i, 10 + 3 * i)).collect();
+        let meta = QueueMeta { freed, options: vec![1; 512], ..sample() };
         let mut file = encode_queue(&meta, 1).to_vec();
         file.resize(FILE_LEN, 0);
         assert_eq!(decode_queue(&file).expect("valid").newest, meta);
@@ -300,11 +258,7 @@ mod tests {
 
     #[test]
     fn freed_segments_merge_and_lift_the_floor() {
-        let mut meta = QueueMeta {
-            segment_floor: 1,
-            freed: vec![],
-            ..sample()
-        };
+        let mut meta = QueueMeta { segment_floor: 1, freed: vec![], ..sample() };
         for number in [3, 5, 4] {
             assert!(meta.add_freed(number));
         }
@@ -318,11 +272,7 @@ mod tests {
 
     #[test]
     fn too_many_islands_are_refused_and_nothing_is_forgotten() {
-        let mut meta = QueueMeta {
-            segment_floor: 1,
-            freed: vec![],
-            ..sample()
-        };
+        let mut meta = QueueMeta { segment_floor: 1, freed: vec![], ..sample() };
         for i in 0..FREED_MAX as u64 {
             assert!(meta.add_freed(10 + 2 * i));
         }

@@ -49,31 +49,18 @@ pub(crate) fn encode(name: &str) -> Vec<String> {
             (_, Some((hex, rest))) => format!("%{}{rest}", hex.to_ascii_lowercase()),
         })
         .collect();
-    let chunks: Vec<&str> = encoded
-        .as_bytes()
-        .chunks(CHUNK)
-        .filter_map(|c| std::str::from_utf8(c).ok())
-        .collect();
+    let chunks: Vec<&str> = encoded.as_bytes().chunks(CHUNK).filter_map(|c| std::str::from_utf8(c).ok()).collect();
     let last = chunks.len().saturating_sub(1);
     chunks
         .iter()
         .enumerate()
-        .map(|(i, chunk)| {
-            if i < last {
-                format!("{chunk}+")
-            } else {
-                (*chunk).to_owned()
-            }
-        })
+        .map(|(i, chunk)| if i < last { format!("{chunk}+") } else { (*chunk).to_owned() })
         .collect()
 }
 
 /// The name whose directories these are; `None` for directories that no name is encoded to.
 pub(crate) fn decode(parts: &[String]) -> Option<String> {
-    let joined: String = parts
-        .iter()
-        .map(|part| part.strip_suffix('+').unwrap_or(part))
-        .collect();
+    let joined: String = parts.iter().map(|part| part.strip_suffix('+').unwrap_or(part)).collect();
     let name = percent_decode_str(&joined).decode_utf8().ok()?.into_owned();
     (check(&name).is_ok() && encode(&name) == parts).then_some(name)
 }

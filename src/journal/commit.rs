@@ -44,11 +44,7 @@ impl Commit {
     /// `durable`: the id up to which recovery found or made everything durable.
     pub(crate) fn new(durable: u64) -> Commit {
         Commit {
-            state: Mutex::new(State {
-                durable,
-                leading: false,
-                failed: None,
-            }),
+            state: Mutex::new(State { durable, leading: false, failed: None }),
             durable: AtomicU64::new(durable),
             has_failed: AtomicBool::new(false),
             told: Condvar::new(),
@@ -144,11 +140,7 @@ impl Commit {
         }
         let leading = Leading(self);
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        let mut result = if planted::is(Bug::AckBeforeSync) {
-            Ok(u64::MAX >> 1)
-        } else {
-            sync()
-        };
+        let mut result = if planted::is(Bug::AckBeforeSync) { Ok(u64::MAX >> 1) } else { sync() };
         if planted::is(Bug::RetryFailedSync) && result.is_err() {
             result = sync();
         }

@@ -46,9 +46,7 @@ impl Lane {
     pub(crate) fn from_byte(byte: u8) -> Option<Lane> {
         match byte {
             0..=STARTS_MAX => Some(Lane::Waiting { starts: byte }),
-            0x21..=0x3F => Some(Lane::InFlight {
-                starts: byte & STARTS_MAX,
-            }),
+            0x21..=0x3F => Some(Lane::InFlight { starts: byte & STARTS_MAX }),
             DONE => Some(Lane::Done),
             _ => None,
         }

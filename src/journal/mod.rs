@@ -159,12 +159,7 @@ pub(crate) struct SlotFile {
 
 impl SlotFile {
     pub(crate) fn new(file: File, sequence: u64, next_slot: usize, proven: bool) -> SlotFile {
-        SlotFile {
-            file,
-            sequence,
-            next_slot,
-            proven,
-        }
+        SlotFile { file, sequence, next_slot, proven }
     }
 
     /// Makes the newest slot durable by writing it again where it stands: until then the other slot must stay as it is, or
@@ -179,10 +174,7 @@ impl SlotFile {
 
     /// Writes the next content, durably.
     pub(crate) fn store(&mut self, slot: impl FnOnce(u64) -> [u8; meta::SLOT]) -> io::Result<()> {
-        debug_assert!(
-            self.proven,
-            "the newest slot is proven before the other is overwritten"
-        );
+        debug_assert!(self.proven, "the newest slot is proven before the other is overwritten");
         self.write(self.next_slot, &slot(self.sequence + 1))?;
         self.sequence += 1;
         self.next_slot = 1 - self.next_slot;
@@ -191,11 +183,7 @@ impl SlotFile {
 
     fn write(&self, index: usize, slot: &[u8; meta::SLOT]) -> io::Result<()> {
         self.file.write_at((index * meta::SLOT) as u64, slot)?;
-        if planted::is(Bug::FreeBeforeMeta) {
-            Ok(())
-        } else {
-            self.file.sync_data()
-        }
+        if planted::is(Bug::FreeBeforeMeta) { Ok(()) } else { self.file.sync_data() }
     }
 }
 
@@ -245,11 +233,7 @@ impl Journal {
         let last_id = recovered.next_id - 1;
         let resumed = Self::resumed_by_mistake(&recovered);
         // Appended, and not durable as long as recovered segments are unproven: the first sync takes them along.
-        let durable = if recovered.unsynced.is_empty() {
-            last_id
-        } else {
-            0
-        };
+        let durable = if recovered.unsynced.is_empty() { last_id } else { 0 };
         let journal = Journal {
             context,
             tail: Mutex::new(Tail {
@@ -262,9 +246,7 @@ impl Journal {
                 last_ms: 0,
                 next_id: recovered.next_id,
                 next_number: recovered.next_number,
-                next_len: recovered
-                    .next_len
-                    .clamp(LEN_MIN, segment_bytes.max(LEN_MIN)),
+                next_len: recovered.next_len.clamp(LEN_MIN, segment_bytes.max(LEN_MIN)),
                 len_max: segment_bytes,
                 previous: recovered.previous,
                 unsynced: recovered.unsynced,
@@ -293,11 +275,7 @@ impl Journal {
         if !planted::is(Bug::AppendToRecoveredSegment) {
             return None;
         }
-        recovered
-            .entries
-            .values()
-            .next_back()
-            .map(|entry| (entry.header.number, entry.extent))
+        recovered.entries.values().next_back().map(|entry| (entry.header.number, entry.extent))
     }
 
     fn append_to_recovered(&self, number: u64, extent: Extent) {
@@ -307,8 +285,7 @@ impl Journal {
         if let Ok(Some(segment)) = self.segment(number) {
             let mut tail = self.tail.lock();
             tail.limit = lane::frame_limit(segment.len, extent.count + 1);
-            (tail.end, tail.ordinal, tail.payload_bytes) =
-                (extent.end, extent.count, extent.payload_bytes);
+            (tail.end, tail.ordinal, tail.payload_bytes) = (extent.end, extent.count, extent.payload_bytes);
             tail.segment = Some(segment);
         }
     }
@@ -325,12 +302,7 @@ impl Journal {
 
     /// Appends one item. On success it is in the page cache and the tail has moved past it.
     #[inline]
-    pub(crate) fn append(
-        &self,
-        tail: &mut Tail,
-        item: NewItem<'_>,
-        put_ms: u64,
-    ) -> Result<Place, AppendError> {
+    pub(crate) fn append(&self, tail: &mut Tail, item: NewItem<'_>, put_ms: u64) -> Result<Place, AppendError> {
         let mut write = self.make_room(tail, 1, frame_bytes(&item), put_ms)?;
         let place = self.write_item(&mut write, item, Kind::Item, put_ms)?;
         self.advance(tail, write);
@@ -361,18 +333,8 @@ impl Journal {
 
     /// A writer over the tail segment, which has room for `items` items of `bytes` frame bytes; rolls if it must.
     #[inline]
-    fn make_room(
-        &self,
-        tail: &mut Tail,
-        items: u64,
-        bytes: u64,
-        put_ms: u64,
-    ) -> Result<Write, AppendError> {
-        if tail
-            .next_id
-            .checked_add(items)
-            .is_none_or(|next| next == u64::MAX)
-        {
+    fn make_room(&self, tail: &mut Tail, items: u64, bytes: u64, put_ms: u64) -> Result<Write, AppendError> {
+        if tail.next_id.checked_add(items).is_none_or(|next| next == u64::MAX) {
             return Err(AppendError::Exhausted);
         }
         let fits = |tail: &Tail| {
@@ -395,18 +357,13 @@ impl Journal {
         let reach = u64::from(tail.end) + bytes;
         let checked = segment.check_whole(put_ms).and_then(|()| {
             if reach > u64::from(tail.reach) {
-                let reach = u32::try_from(reach + REACH_STEP)
-                    .unwrap_or(u32::MAX)
-                    .min(segment.len);
+                let reach = u32::try_from(reach + REACH_STEP).unwrap_or(u32::MAX).min(segment.len);
                 segment.write_reach(reach)?;
                 tail.reach = reach;
             }
             Ok(())
         });
-        checked.map_err(|error| AppendError::Io {
-            segment: segment.number,
-            error,
-        })?;
+        checked.map_err(|error| AppendError::Io { segment: segment.number, error })?;
         Ok(Write {
             segment,
             end: tail.end,
@@ -418,13 +375,7 @@ impl Journal {
     }
 
     #[inline]
-    fn write_item(
-        &self,
-        write: &mut Write,
-        item: NewItem<'_>,
-        kind: Kind,
-        put_ms: u64,
-    ) -> Result<Place, AppendError> {
+    fn write_item(&self, write: &mut Write, item: NewItem<'_>, kind: Kind, put_ms: u64) -> Result<Place, AppendError> {
         let segment = &write.segment;
         let time_delta = u32::try_from(put_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX);
         let frame = Frame {
@@ -450,10 +401,7 @@ impl Journal {
         })();
         stored.map_err(|error| match crate::disk::is_no_space(&error) {
             true => AppendError::NoSpace(error),
-            false => AppendError::Io {
-                segment: segment.number,
-                error,
-            },
+            false => AppendError::Io { segment: segment.number, error },
         })?;
         let place = Place {
             id: write.next_id,
@@ -479,8 +427,7 @@ impl Journal {
     /// next one would write over its frames, so no hole can arise.
     #[inline]
     fn advance(&self, tail: &mut Tail, write: Write) {
-        self.appended_bytes
-            .fetch_add(u64::from(write.end - tail.end), Ordering::Relaxed);
+        self.appended_bytes.fetch_add(u64::from(write.end - tail.end), Ordering::Relaxed);
         write.segment.publish(write.end, write.ordinal);
         tail.limit = match write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
             true => lane::frame_limit(write.segment.len, write.ordinal + 1),
@@ -497,27 +444,13 @@ impl Journal {
 
     /// Takes the next segment into use, and seals the present one.
     #[cold]
-    fn roll(
-        &self,
-        tail: &mut Tail,
-        items: u64,
-        bytes: u64,
-        put_ms: u64,
-    ) -> Result<(), AppendError> {
+    fn roll(&self, tail: &mut Tail, items: u64, bytes: u64, put_ms: u64) -> Result<(), AppendError> {
         // Header page, frames, the lanes of all items, and up to a page lost between the two.
         let needed = (items / u64::from(lane::BLOCK_LANES) + 2)
             .checked_mul(lane::BLOCK as u64)
-            .and_then(|lanes| {
-                lanes
-                    .checked_add(bytes)?
-                    .checked_add(2 * u64::from(FRAMES_AT))
-            })
-            .filter(|needed| {
-                *needed <= u64::from(LEN_MAX) && items <= u64::from(frame::ORDINAL_MAX)
-            })
-            .ok_or(AppendError::TooLarge {
-                max: u64::from(LEN_MAX),
-            })?;
+            .and_then(|lanes| lanes.checked_add(bytes)?.checked_add(2 * u64::from(FRAMES_AT)))
+            .filter(|needed| *needed <= u64::from(LEN_MAX) && items <= u64::from(frame::ORDINAL_MAX))
+            .ok_or(AppendError::TooLarge { max: u64::from(LEN_MAX) })?;
         let len = tail.next_len.max((needed as u32).next_power_of_two());
 
         let number = tail.next_number;
@@ -533,10 +466,7 @@ impl Journal {
         };
         let no_space = |error: io::Error| match crate::disk::is_no_space(&error) {
             true => AppendError::NoSpace(error),
-            false => AppendError::Io {
-                segment: number,
-                error,
-            },
+            false => AppendError::Io { segment: number, error },
         };
         if !tail.marked {
             // Once per process, and before an id is told that a power cut could undo.
@@ -575,21 +505,14 @@ impl Journal {
                     NoSpare::Io(error) => no_space(error),
                 })?
             }
-            (None, _) => Spare {
-                path: None,
-                file: None,
-                map: Map::anonymous(len as usize).map_err(no_space)?,
-                len,
-            },
+            (None, _) => Spare { path: None, file: None, map: Map::anonymous(len as usize).map_err(no_space)?, len },
         };
         tail.spare_asked = false;
         // From here on the spare has left the pool: whatever fails, it is given back or removed.
         let from = spare.path.clone();
         let begun = Segment::begin(&header, spare.file, spare.map).and_then(|segment| {
             if let (Some(dir), Some(from)) = (&self.context.dir, &from) {
-                self.context
-                    .disk
-                    .rename(from, &dir.join(file_name(number, false)))?;
+                self.context.disk.rename(from, &dir.join(file_name(number, false)))?;
             }
             Ok(Arc::new(segment))
         });
@@ -712,27 +635,15 @@ impl Journal {
         let file = Arc::new(self.context.disk.open(&path, !self.context.read_only)?);
         let len = entry.header.segment_bytes;
         if file.len()? != u64::from(len) {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the segment file was truncated",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment file was truncated"));
         }
         let mapped = self.context.pool.mapped() && !self.context.read_only;
         let map = self.context.disk.open_map(&file, len as usize, mapped)?;
-        let segment = Segment::resume(
-            &entry.header,
-            Some(file),
-            map,
-            entry.extent.end,
-            entry.extent.count,
-            entry.done,
-        );
+        let segment = Segment::resume(&entry.header, Some(file), map, entry.extent.end, entry.extent.count, entry.done);
         if entry.unproven_from.is_none() {
             segment.synced_to.store(entry.extent.end, Ordering::Release);
         }
-        segment
-            .marks_unsynced
-            .store(entry.marks_unsynced, Ordering::Release);
+        segment.marks_unsynced.store(entry.marks_unsynced, Ordering::Release);
         if !self.context.read_only {
             segment.mend_lane_blocks()?;
         }
@@ -747,10 +658,7 @@ impl Journal {
     /// The lowest segment with a number above `number`.
     pub(crate) fn segment_after(&self, number: u64) -> io::Result<Option<Arc<Segment>>> {
         let mut table = self.table.lock();
-        match table
-            .range_mut(number.saturating_add(1)..)
-            .find(|(_, entry)| !entry.cleared)
-        {
+        match table.range_mut(number.saturating_add(1)..).find(|(_, entry)| !entry.cleared) {
             Some((_, entry)) => self.open_entry(entry).map(Some),
             None => Ok(None),
         }
@@ -773,12 +681,7 @@ impl Journal {
     /// Reads and checks a payload. `Ok(None)`: damaged.
     #[inline]
     pub(crate) fn read(&self, segment: &Segment, place: &Place) -> io::Result<Option<Vec<u8>>> {
-        segment.payload(
-            place.offset,
-            place.head_len,
-            place.payload_len,
-            place.payload_crc,
-        )
+        segment.payload(place.offset, place.head_len, place.payload_len, place.payload_crc)
     }
 
     /// Makes everything appended so far durable, and with `marks` also every lane; returns the last id covered.
@@ -814,11 +717,7 @@ impl Journal {
         }
         let nameless: Vec<u64> = {
             let table = self.table.lock();
-            covered
-                .iter()
-                .map(|(s, _)| s.number)
-                .filter(|n| table.get(n).is_some_and(|e| !e.named))
-                .collect()
+            covered.iter().map(|(s, _)| s.number).filter(|n| table.get(n).is_some_and(|e| !e.named)).collect()
         };
         if !nameless.is_empty() && !planted::is(Bug::SkipDirSync) {
             self.context.disk.sync_dir(dir)?;
@@ -826,10 +725,8 @@ impl Journal {
         for number in nameless {
             let mut table = self.table.lock();
             if let Some(entry) = table.get_mut(&number) {
-                let renamed = self.context.disk.rename(
-                    &dir.join(file_name(number, false)),
-                    &dir.join(file_name(number, true)),
-                );
+                let renamed =
+                    self.context.disk.rename(&dir.join(file_name(number, false)), &dir.join(file_name(number, true)));
                 // Only evidence for recovery hangs on the final name, so a failure is no failed sync.
                 entry.named = renamed.is_ok();
             }
@@ -856,10 +753,7 @@ impl Journal {
     }
 
     fn unproven_from(&self, number: u64) -> Option<u32> {
-        self.table
-            .lock()
-            .get(&number)
-            .and_then(|entry| entry.unproven_from)
+        self.table.lock().get(&number).and_then(|entry| entry.unproven_from)
     }
 
     fn with_unsynced_marks(&self) -> io::Result<Vec<Arc<Segment>>> {
@@ -900,19 +794,14 @@ impl Journal {
     /// Whether nothing was appended, armed or found unproven since the open.
     pub(crate) fn is_untouched(&self) -> bool {
         let tail = self.tail.lock();
-        tail.segment.is_none()
-            && tail.spare.is_none()
-            && self.appended_bytes.load(Ordering::Relaxed) == 0
+        tail.segment.is_none() && tail.spare.is_none() && self.appended_bytes.load(Ordering::Relaxed) == 0
     }
 
     /// After a while without puts: a frame that says that everything is durable, so that damage to the last synced items
     /// is told from an interrupted write.
     pub(crate) fn checkpoint(&self) -> io::Result<()> {
         let mut tail = self.tail.lock();
-        if tail.proven
-            || self.commit.durable() < tail.next_id - 1
-            || self.commit.failure().is_some()
-        {
+        if tail.proven || self.commit.durable() < tail.next_id - 1 || self.commit.failure().is_some() {
             return Ok(());
         }
         let Some(segment) = tail.segment.clone() else {
@@ -924,8 +813,7 @@ impl Journal {
             payload_len: 0,
             payload_crc: frame::payload_crc(segment.salt, &[]),
             ordinal: tail.ordinal,
-            time_delta: u32::try_from(tail.last_ms.saturating_sub(segment.base_ms))
-                .unwrap_or(u32::MAX),
+            time_delta: u32::try_from(tail.last_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX),
             synced_to,
             id: None,
             expiry_ms: None,
@@ -953,27 +841,17 @@ impl Journal {
             let table = self.table.lock();
             let spent = table.iter().filter(|(number, entry)| {
                 let spent = match &entry.open {
-                    Some(segment) => {
-                        segment.is_spent()
-                            || (planted::is(Bug::FreeBeforeDone) && segment.is_sealed())
-                    }
+                    Some(segment) => segment.is_spent() || (planted::is(Bug::FreeBeforeDone) && segment.is_sealed()),
                     None => entry.sealed && entry.done >= entry.extent.count,
                 };
-                if !(spent || entry.cleared)
-                    || (!planted::is(Bug::FreeBeforeDone) && in_use(**number))
-                {
+                if !(spent || entry.cleared) || (!planted::is(Bug::FreeBeforeDone) && in_use(**number)) {
                     return false;
                 }
-                let held = entry
-                    .open
-                    .as_ref()
-                    .is_some_and(|segment| Arc::strong_count(segment) > 1);
+                let held = entry.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1);
                 left |= held;
                 !held
             });
-            spent
-                .map(|(number, entry)| (*number, entry.header.segment_bytes, entry.named))
-                .collect()
+            spent.map(|(number, entry)| (*number, entry.header.segment_bytes, entry.named)).collect()
         };
         if spent.is_empty() || self.context.read_only {
             return Ok(left);
@@ -982,25 +860,14 @@ impl Journal {
         let mut freed: Vec<(u64, u32, bool)> = Vec::new();
         self.meta.lock().update(|meta| {
             meta.next_id = meta.next_id.max(next_id);
-            freed.extend(
-                spent
-                    .iter()
-                    .copied()
-                    .filter(|(number, ..)| meta.add_freed(*number)),
-            );
+            freed.extend(spent.iter().copied().filter(|(number, ..)| meta.add_freed(*number)));
         })?;
-        self.tail
-            .lock()
-            .unsynced
-            .retain(|number| !freed.iter().any(|(f, ..)| f == number));
+        self.tail.lock().unsynced.retain(|number| !freed.iter().any(|(f, ..)| f == number));
         let mut first_error = Ok(());
         for (number, len, named) in freed {
             self.table.lock().remove(&number);
             if let Some(dir) = &self.context.dir {
-                let given = self
-                    .context
-                    .pool
-                    .give(&dir.join(file_name(number, named)), len);
+                let given = self.context.pool.give(&dir.join(file_name(number, named)), len);
                 // The header says that it is gone; the next open removes what is left of it.
                 first_error = first_error.and(given);
             }
@@ -1085,33 +952,16 @@ impl Journal {
     /// Segments, their bytes, and bytes not known to be durable.
     pub(crate) fn gauges(&self) -> (u64, u64, u64) {
         let table = self.table.lock();
-        let bytes = table
-            .values()
-            .map(|entry| u64::from(entry.header.segment_bytes))
-            .sum();
-        let unsynced = self
-            .appended_bytes
-            .load(Ordering::Relaxed)
-            .saturating_sub(self.durable_bytes.load(Ordering::Relaxed));
-        (
-            table.len() as u64,
-            bytes,
-            if self.context.dir.is_some() {
-                unsynced
-            } else {
-                0
-            },
-        )
+        let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
+        let unsynced =
+            self.appended_bytes.load(Ordering::Relaxed).saturating_sub(self.durable_bytes.load(Ordering::Relaxed));
+        (table.len() as u64, bytes, if self.context.dir.is_some() { unsynced } else { 0 })
     }
 }
 
 impl Tail {
     fn extent(&self) -> Extent {
-        Extent {
-            end: self.end,
-            count: self.ordinal,
-            payload_bytes: self.payload_bytes,
-        }
+        Extent { end: self.end, count: self.ordinal, payload_bytes: self.payload_bytes }
     }
 }
 
@@ -1127,8 +977,6 @@ struct Write {
 
 /// At most this many bytes of frame.
 fn frame_bytes(item: &NewItem<'_>) -> u64 {
-    let extension =
-        if item.expiry_ms != NEVER_MS { 8 } else { 0 } + if item.user_flags != 0 { 8 } else { 0 };
-    (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64)
-        .next_multiple_of(u64::from(frame::ALIGN))
+    let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 } + if item.user_flags != 0 { 8 } else { 0 };
+    (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64).next_multiple_of(u64::from(frame::ALIGN))
 }

@@ -50,22 +50,13 @@ struct State {
 
 impl Pool {
     /// Adopts what an earlier process left in `dir`.
-    pub(crate) fn open(
-        disk: Disk,
-        dir: PathBuf,
-        bytes_max: u64,
-        disk_max: u64,
-        read_only: bool,
-    ) -> io::Result<Pool> {
+    pub(crate) fn open(disk: Disk, dir: PathBuf, bytes_max: u64, disk_max: u64, read_only: bool) -> io::Result<Pool> {
         let mut state = State::default();
         let mapped = disk.may_map(&dir);
         if !read_only {
             let mut found = 0;
             for entry in disk.list(&dir)? {
-                let Some(number) = entry
-                    .name
-                    .strip_suffix(".spare")
-                    .and_then(|n| u64::from_str_radix(n, 16).ok())
+                let Some(number) = entry.name.strip_suffix(".spare").and_then(|n| u64::from_str_radix(n, 16).ok())
                 else {
                     continue;
                 };
@@ -79,10 +70,7 @@ impl Pool {
                 };
                 let len = file.len()?;
                 match u32::try_from(len) {
-                    Ok(len)
-                        if len.is_power_of_two()
-                            && state.spare_bytes + u64::from(len) <= bytes_max =>
-                    {
+                    Ok(len) if len.is_power_of_two() && state.spare_bytes + u64::from(len) <= bytes_max => {
                         state.spare_bytes += u64::from(len);
                         state.spares.push((len, path));
                         found += 1;
@@ -96,14 +84,7 @@ impl Pool {
                 disk.sync_dir(&dir)?;
             }
         }
-        Ok(Pool {
-            disk,
-            dir,
-            mapped,
-            bytes_max,
-            disk_max,
-            state: Mutex::new(state),
-        })
+        Ok(Pool { disk, dir, mapped, bytes_max, disk_max, state: Mutex::new(state) })
     }
 
     pub(crate) fn mapped(&self) -> bool {
@@ -151,12 +132,7 @@ impl Pool {
         }
         // A spare that was allocated once stays so; on a file system that is not trusted with that, nothing is mapped.
         let map = self.disk.open_map(&file, len as usize, self.mapped)?;
-        Ok(Spare {
-            path: Some(path.to_owned()),
-            file: Some(file),
-            map,
-            len,
-        })
+        Ok(Spare { path: Some(path.to_owned()), file: Some(file), map, len })
     }
 
     fn create(&self, number: u64, len: u32) -> io::Result<Spare> {
@@ -164,15 +140,8 @@ impl Pool {
         let file = Arc::new(self.disk.create(&path)?);
         let made = (|| {
             let reserved = file.allocate(u64::from(len))?;
-            let map = self
-                .disk
-                .open_map(&file, len as usize, self.mapped && reserved)?;
-            Ok(Spare {
-                path: Some(path.clone()),
-                file: Some(file),
-                map,
-                len,
-            })
+            let map = self.disk.open_map(&file, len as usize, self.mapped && reserved)?;
+            Ok(Spare { path: Some(path.clone()), file: Some(file), map, len })
         })();
         if made.is_err() {
             // Half a file is of no use to anyone; if even this fails, the next open removes it.
@@ -185,8 +154,7 @@ impl Pool {
     /// segment is gone.
     pub(crate) fn give(&self, path: &std::path::Path, len: u32) -> io::Result<()> {
         let mut state = self.state.lock();
-        let fits = state.spare_bytes + u64::from(len) <= self.bytes_max
-            && state.disk_bytes <= self.disk_max;
+        let fits = state.spare_bytes + u64::from(len) <= self.bytes_max && state.disk_bytes <= self.disk_max;
         if !fits {
             state.disk_bytes = state.disk_bytes.saturating_sub(u64::from(len));
             drop(state);
@@ -241,10 +209,6 @@ impl Pool {
     /// Spares, their bytes, and the bytes of all known segments.
     pub(crate) fn gauges(&self) -> (u64, u64, u64) {
         let state = self.state.lock();
-        (
-            state.spares.len() as u64,
-            state.spare_bytes,
-            state.disk_bytes,
-        )
+        (state.spares.len() as u64, state.spare_bytes, state.disk_bytes)
     }
 }

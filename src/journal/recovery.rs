@@ -112,23 +112,13 @@ pub(crate) struct Recovery<'a> {
 
 impl<'a> Recovery<'a> {
     pub(crate) fn new(context: &'a Context, wishes: Wishes<'a>) -> Self {
-        Recovery {
-            context,
-            wishes,
-            report: RecoveryReport::default(),
-            clear_id: 0,
-            may_remove: false,
-        }
+        Recovery { context, wishes, report: RecoveryReport::default(), clear_id: 0, may_remove: false }
     }
 
     /// A journal without files.
     pub(crate) fn nothing(meta: MetaFile, id_floor: u64) -> Outcome {
         let next_id = meta.meta.next_id.max(id_floor + 1).max(1);
-        let next_number = meta
-            .meta
-            .segment_last
-            .max(meta.meta.segment_floor.saturating_sub(1))
-            + 1;
+        let next_number = meta.meta.segment_last.max(meta.meta.segment_floor.saturating_sub(1)) + 1;
         Outcome {
             recovered: Recovered {
                 entries: BTreeMap::new(),
@@ -139,10 +129,7 @@ impl<'a> Recovery<'a> {
                 unsynced: Vec::new(),
                 meta,
             },
-            report: RecoveryReport {
-                clean: true,
-                ..RecoveryReport::default()
-            },
+            report: RecoveryReport { clean: true, ..RecoveryReport::default() },
             items: 0,
             bytes: 0,
             first: None,
@@ -162,25 +149,19 @@ impl<'a> Recovery<'a> {
         torn.extend(cleared);
 
         // Segments that hold nothing any more are forgotten once the header says so.
-        let mut gone: Vec<(u64, PathBuf, u32)> = torn
-            .into_iter()
-            .map(|f| (f.header.number, f.path, f.header.segment_bytes))
-            .collect();
+        let mut gone: Vec<(u64, PathBuf, u32)> =
+            torn.into_iter().map(|f| (f.header.number, f.path, f.header.segment_bytes)).collect();
         for segment in found.values_mut() {
             self.read_lanes(segment)?;
         }
         let clean = meta.meta.clean && !lost_tail && self.report.discarded_items == 0;
 
-        let last_id = found.values().next_back().map_or(0, |last| {
-            (last.header.first_id + u64::from(last.extent.map_or(0, |e| e.count))).saturating_sub(1)
-        });
+        let last_id = found
+            .values()
+            .next_back()
+            .map_or(0, |last| (last.header.first_id + u64::from(last.extent.map_or(0, |e| e.count))).saturating_sub(1));
         let mut next_id = (last_id + 1)
-            .max(
-                found
-                    .values()
-                    .next_back()
-                    .map_or(1, |last| last.header.first_id),
-            )
+            .max(found.values().next_back().map_or(1, |last| last.header.first_id))
             .max(meta.meta.next_id)
             .max(meta.meta.clear_id + 1)
             .max(self.wishes.id_floor + 1);
@@ -190,22 +171,13 @@ impl<'a> Recovery<'a> {
         }
         if planted::is(Bug::ReuseId) {
             let waiting = found.values().rev().find(|f| f.waiting > 0);
-            next_id = waiting.map_or(1, |f| {
-                f.header.first_id + u64::from(f.extent.map_or(0, |e| e.count))
-            });
+            next_id = waiting.map_or(1, |f| f.header.first_id + u64::from(f.extent.map_or(0, |e| e.count)));
         }
         let mut next_number = (meta.meta.segment_last + 1)
             .max(meta.meta.segment_floor)
             .max(found.keys().next_back().map_or(1, |n| n + 1))
             .max(gone.iter().map(|(n, ..)| n + 1).max().unwrap_or(1))
-            .max(
-                meta.meta
-                    .freed
-                    .iter()
-                    .map(|(_, last)| last + 1)
-                    .max()
-                    .unwrap_or(1),
-            );
+            .max(meta.meta.freed.iter().map(|(_, last)| last + 1).max().unwrap_or(1));
 
         let mut unsynced = Vec::new();
         if !self.context.read_only {
@@ -246,25 +218,14 @@ impl<'a> Recovery<'a> {
             let extent = segment.extent.unwrap_or_default();
             outcome.items += segment.waiting;
             outcome.bytes += segment.waiting_bytes;
-            outcome.newest_ms = outcome
-                .newest_ms
-                .max(segment.last_ms)
-                .max(segment.header.base_ms);
+            outcome.newest_ms = outcome.newest_ms.max(segment.last_ms).max(segment.header.base_ms);
             if outcome.first.is_none() {
-                outcome.first = segment
-                    .first_waiting
-                    .map(|(offset, ordinal)| (number, offset, ordinal));
+                outcome.first = segment.first_waiting.map(|(offset, ordinal)| (number, offset, ordinal));
             }
-            outcome.recovered.previous = Some(Previous {
-                number,
-                salt: segment.header.salt,
-                extent,
-                synced_to: segment.proven_to,
-            });
+            outcome.recovered.previous =
+                Some(Previous { number, salt: segment.header.salt, extent, synced_to: segment.proven_to });
             let used = extent.end.max(FRAMES_AT) + extent.count;
-            outcome.recovered.next_len = used
-                .next_power_of_two()
-                .clamp(LEN_MIN, self.wishes.segment_bytes);
+            outcome.recovered.next_len = used.next_power_of_two().clamp(LEN_MIN, self.wishes.segment_bytes);
             outcome.recovered.entries.insert(
                 number,
                 Entry {
@@ -290,18 +251,9 @@ impl<'a> Recovery<'a> {
 
     fn io(path: &Path, source: io::Error) -> OpenError {
         match disk::as_not_regular(&source) {
-            Some(what) => OpenError::NotRegular {
-                path: path.to_owned(),
-                what,
-            },
-            None if disk::is_no_space(&source) => OpenError::NoSpace {
-                path: path.to_owned(),
-                source,
-            },
-            None => OpenError::Io {
-                path: path.to_owned(),
-                source,
-            },
+            Some(what) => OpenError::NotRegular { path: path.to_owned(), what },
+            None if disk::is_no_space(&source) => OpenError::NoSpace { path: path.to_owned(), source },
+            None => OpenError::Io { path: path.to_owned(), source },
         }
     }
 
@@ -326,11 +278,7 @@ impl<'a> Recovery<'a> {
             let Ok(number) = u64::from_str_radix(stem, 16) else {
                 continue;
             };
-            if stem.len() != 16
-                || number == 0
-                || number == u64::MAX
-                || stem.bytes().any(|b| b.is_ascii_uppercase())
-            {
+            if stem.len() != 16 || number == 0 || number == u64::MAX || stem.bytes().any(|b| b.is_ascii_uppercase()) {
                 continue;
             }
             let named = match ending {
@@ -385,19 +333,13 @@ impl<'a> Recovery<'a> {
                 continue;
             }
             if kind != EntryKind::File {
-                return Err(OpenError::NotRegular {
-                    path,
-                    what: "a directory, link, FIFO or device",
-                });
+                return Err(OpenError::NotRegular { path, what: "a directory, link, FIFO or device" });
             }
             let Some(segment) = self.look(path, number, named, meta, may_be_torn)? else {
                 continue;
             };
             may_be_torn &= !segment.named && segment.header.boot_id != self.context.boot_id;
-            superseded_above = segment
-                .header
-                .previous
-                .map_or(0, |previous| previous.number);
+            superseded_above = segment.header.previous.map_or(0, |previous| previous.number);
             newer = Some(number);
             found.insert(number, segment);
         }
@@ -409,10 +351,7 @@ impl<'a> Recovery<'a> {
     /// removal and lose the reason.
     fn before_removal(&mut self, dir: &Path, meta: &mut MetaFile) -> Result<(), OpenError> {
         if !self.may_remove {
-            self.context
-                .disk
-                .sync_dir(dir)
-                .map_err(|e| Self::io(dir, e))?;
+            self.context.disk.sync_dir(dir).map_err(|e| Self::io(dir, e))?;
             meta.prove().map_err(|e| Self::io(dir, e))?;
             self.may_remove = true;
         }
@@ -429,20 +368,14 @@ impl<'a> Recovery<'a> {
         may_be_torn: bool,
     ) -> Result<Option<Found>, OpenError> {
         let disk = &self.context.disk;
-        let file = disk
-            .open(&path, !self.context.read_only)
-            .map_err(|e| Self::io(&path, e))?;
+        let file = disk.open(&path, !self.context.read_only).map_err(|e| Self::io(&path, e))?;
         let len = file.len().map_err(|e| Self::io(&path, e))?;
         let mut page = vec![0; PAGE.min(usize::try_from(len).unwrap_or(PAGE))];
         file.read_at(0, &mut page).map_err(|e| Self::io(&path, e))?;
         let header = match header::decode(&page) {
             Ok(header) => header,
             Err(Fault::Version(version)) => {
-                return Err(OpenError::UnsupportedVersion {
-                    path,
-                    found: version,
-                    supported: VERSION,
-                });
+                return Err(OpenError::UnsupportedVersion { path, found: version, supported: VERSION });
             }
             Err(Fault::Invalid(what)) => {
                 // A `.new` whose header never reached the device is an interrupted creation.
@@ -489,8 +422,7 @@ impl<'a> Recovery<'a> {
             }
             return Err(foreign(what));
         }
-        let legal = header.segment_bytes.is_power_of_two()
-            && (LEN_MIN..=LEN_MAX).contains(&header.segment_bytes);
+        let legal = header.segment_bytes.is_power_of_two() && (LEN_MIN..=LEN_MAX).contains(&header.segment_bytes);
         if !legal {
             return Err(self.corrupt(&path, number, 0, "segment length"));
         }
@@ -501,19 +433,13 @@ impl<'a> Recovery<'a> {
                 }
                 return Ok(None);
             }
-            if self.wishes.salvage
-                && len < u64::from(header.segment_bytes)
-                && !self.context.read_only
-            {
-                file.allocate(u64::from(header.segment_bytes))
-                    .map_err(|e| Self::io(&path, e))?;
+            if self.wishes.salvage && len < u64::from(header.segment_bytes) && !self.context.read_only {
+                file.allocate(u64::from(header.segment_bytes)).map_err(|e| Self::io(&path, e))?;
             } else {
                 return Err(self.corrupt(&path, number, len, "file length"));
             }
         }
-        self.context
-            .pool
-            .add_disk_bytes(u64::from(header.segment_bytes));
+        self.context.pool.add_disk_bytes(u64::from(header.segment_bytes));
         page.resize(PAGE, 0);
         let seal = header::decode_seal(&page, header.salt);
         let same_boot = header.boot_id == self.context.boot_id;
@@ -542,20 +468,12 @@ impl<'a> Recovery<'a> {
 
     /// Salvage: a segment that cannot be read at all. Its items are lost; the file is set aside.
     fn give_up(&mut self, path: &Path, number: u64, meta: &mut MetaFile) -> Result<(), OpenError> {
-        self.report.lost.push(LostRange {
-            segment: number,
-            offset: 0,
-            first: ItemId(0),
-            last: ItemId(0),
-        });
+        self.report.lost.push(LostRange { segment: number, offset: 0, first: ItemId(0), last: ItemId(0) });
         if self.context.read_only {
             return Ok(());
         }
         let aside = path.with_extension("damaged");
-        self.context
-            .disk
-            .rename(path, &aside)
-            .map_err(|e| Self::io(path, e))?;
+        self.context.disk.rename(path, &aside).map_err(|e| Self::io(path, e))?;
         meta.update(|meta| {
             meta.add_freed(number);
         })
@@ -573,33 +491,18 @@ impl<'a> Recovery<'a> {
         meta: &MetaFile,
     ) -> Result<Vec<Found>, OpenError> {
         let given_up: Vec<u64> = self.report.lost.iter().map(|lost| lost.segment).collect();
-        let missing = |segment| OpenError::MissingSegment {
-            queue: self.context.queue.clone(),
-            segment,
-            path: dir.to_owned(),
-        };
+        let missing =
+            |segment| OpenError::MissingSegment { queue: self.context.queue.clone(), segment, path: dir.to_owned() };
         let mut lost = Vec::new();
         let mut expected = meta.meta.segment_floor.max(1);
         let mut last_id = None;
         let mut cut_at = None;
-        let last_covered = found
-            .iter()
-            .rev()
-            .find(|(_, f)| f.named)
-            .map_or(0, |(number, _)| *number);
+        let last_covered = found.iter().rev().find(|(_, f)| f.named).map_or(0, |(number, _)| *number);
         for (number, segment) in found.iter() {
-            let superseded_from = segment
-                .header
-                .previous
-                .map_or(1, |previous| previous.number + 1);
+            let superseded_from = segment.header.previous.map_or(1, |previous| previous.number + 1);
             let mut gap = expected;
             while gap < *number {
-                if let Some(&(_, last)) = meta
-                    .meta
-                    .freed
-                    .iter()
-                    .find(|(first, last)| (*first..=*last).contains(&gap))
-                {
+                if let Some(&(_, last)) = meta.meta.freed.iter().find(|(first, last)| (*first..=*last).contains(&gap)) {
                     gap = last + 1;
                 } else if gap >= superseded_from {
                     break;
@@ -653,12 +556,7 @@ impl<'a> Recovery<'a> {
                 first: ItemId(first),
                 last: ItemId(next_first.saturating_sub(1).max(first)),
             };
-            match self
-                .report
-                .lost
-                .iter_mut()
-                .find(|lost| lost.segment == segment)
-            {
+            match self.report.lost.iter_mut().find(|lost| lost.segment == segment) {
                 Some(known) => *known = range,
                 None => self.report.lost.push(range),
             }
@@ -669,24 +567,13 @@ impl<'a> Recovery<'a> {
     /// Takes out the segments that hold cleared items only. No sync has waited for them since, so they may be torn without
     /// anything behind them being so.
     fn take_cleared(&self, found: &mut BTreeMap<u64, Found>) -> Vec<Found> {
-        let first_ids: Vec<(u64, u64)> = found
-            .iter()
-            .map(|(number, f)| (*number, f.header.first_id))
-            .collect();
-        let cleared = first_ids
-            .windows(2)
-            .filter(|pair| pair[1].1 <= self.clear_id.saturating_add(1));
-        cleared
-            .filter_map(|pair| found.remove(&pair[0].0))
-            .collect()
+        let first_ids: Vec<(u64, u64)> = found.iter().map(|(number, f)| (*number, f.header.first_id)).collect();
+        let cleared = first_ids.windows(2).filter(|pair| pair[1].1 <= self.clear_id.saturating_add(1));
+        cleared.filter_map(|pair| found.remove(&pair[0].0)).collect()
     }
 
     /// Finds where each segment ends and how far it is proven, from the newest down: what is newer proves what is older.
-    fn measure(
-        &mut self,
-        found: &mut BTreeMap<u64, Found>,
-        meta: &MetaFile,
-    ) -> Result<(), OpenError> {
+    fn measure(&mut self, found: &mut BTreeMap<u64, Found>, meta: &MetaFile) -> Result<(), OpenError> {
         let mut newer: Option<Previous> = None;
         let mut all_older_proven = false;
         for segment in found.values_mut().rev() {
@@ -709,13 +596,9 @@ impl<'a> Recovery<'a> {
             if segment.header.number == meta.meta.segment_last {
                 segment.proven_to = segment.proven_to.max(meta.meta.last_end);
             }
-            let durable_seal = segment
-                .seal
-                .is_some_and(|seal| seal.durable && Some(seal.extent) == told);
+            let durable_seal = segment.seal.is_some_and(|seal| seal.durable && Some(seal.extent) == told);
             let legal = |e: &Extent| {
-                e.end >= FRAMES_AT
-                    && e.end <= segment.header.segment_bytes
-                    && e.count <= segment.header.segment_bytes
+                e.end >= FRAMES_AT && e.end <= segment.header.segment_bytes && e.count <= segment.header.segment_bytes
             };
             let told = told.filter(legal);
             let proven = all_older_proven || durable_seal;
@@ -773,11 +656,7 @@ impl<'a> Recovery<'a> {
                     self.report.discarded_items -= scan.discarded_items;
                     self.report.discarded_bytes -= scan.discarded_bytes;
                     let limit = segment.proven_to.max(scan.extent.end).max(stop.offset);
-                    let limit = if newer_exists {
-                        limit
-                    } else {
-                        segment.reach.max(limit)
-                    };
+                    let limit = if newer_exists { limit } else { segment.reach.max(limit) };
                     self.salvage(segment, limit)?;
                 }
                 Verdict::Damage => {
@@ -801,17 +680,8 @@ impl<'a> Recovery<'a> {
     /// Reads the frames of a segment up to `limit`.
     fn scan(&mut self, segment: &Found, limit: u32, ends_known: bool) -> Result<Scan, OpenError> {
         let mut reader = Reader::new(segment);
-        let mut scan = Scan {
-            extent: Extent {
-                end: FRAMES_AT,
-                ..Extent::default()
-            },
-            ..Scan::default()
-        };
-        let mut at = Extent {
-            end: FRAMES_AT,
-            ..Extent::default()
-        };
+        let mut scan = Scan { extent: Extent { end: FRAMES_AT, ..Extent::default() }, ..Scan::default() };
+        let mut at = Extent { end: FRAMES_AT, ..Extent::default() };
         let mut in_batch = false;
         let io = |e| Self::io(&segment.path, e);
         while at.end < limit {
@@ -823,9 +693,7 @@ impl<'a> Recovery<'a> {
             if frame.kind.is_item() {
                 at.count += 1;
                 at.payload_bytes += u64::from(frame.payload_len);
-                scan.last_ms = scan
-                    .last_ms
-                    .max(segment.header.base_ms + u64::from(frame.time_delta));
+                scan.last_ms = scan.last_ms.max(segment.header.base_ms + u64::from(frame.time_delta));
             }
             in_batch = frame.kind == Kind::BatchPart && !planted::is(Bug::BatchWithoutEnd);
             if !in_batch {
@@ -838,15 +706,8 @@ impl<'a> Recovery<'a> {
             scan.discarded_items = u64::from(at.count - scan.extent.count) + reader.found_items;
             scan.discarded_bytes = u64::from(at.end - scan.extent.end) + reader.found_bytes;
             scan.synced_to = scan.synced_to.max(reader.found_synced_to);
-            let offset = if in_batch && at.end >= limit {
-                scan.extent.end
-            } else {
-                at.end
-            };
-            let stop = Stop {
-                offset,
-                valid_follows: gap.next.is_some(),
-            };
+            let offset = if in_batch && at.end >= limit { scan.extent.end } else { at.end };
+            let stop = Stop { offset, valid_follows: gap.next.is_some() };
             // Without a known end, nothing invalid and nothing behind it is just the end.
             scan.stop = Some(stop).filter(|stop| {
                 ends_known
@@ -865,10 +726,7 @@ impl<'a> Recovery<'a> {
     fn salvage(&mut self, segment: &mut Found, limit: u32) -> Result<(), OpenError> {
         let io = |e| Self::io(&segment.path, e);
         let mut reader = Reader::new(segment);
-        let mut at = Extent {
-            end: FRAMES_AT,
-            ..Extent::default()
-        };
+        let mut at = Extent { end: FRAMES_AT, ..Extent::default() };
         let mut kept = at;
         let mut lost = Vec::new();
         while at.end < limit {
@@ -895,9 +753,7 @@ impl<'a> Recovery<'a> {
         let last_known = segment.proven_to.max(kept.end);
         if kept.end < segment.proven_to {
             // The damage reaches to the proven end: how many items were there only the neighbours know.
-            let count = segment
-                .seal
-                .map_or(kept.count + 1, |seal| seal.extent.count.max(kept.count + 1));
+            let count = segment.seal.map_or(kept.count + 1, |seal| seal.extent.count.max(kept.count + 1));
             lost.push((kept.end, kept.count, count - 1));
         }
         for (offset, first, last) in lost {
@@ -937,11 +793,7 @@ impl<'a> Recovery<'a> {
         }
         self.report.redelivered += in_flight;
         segment.waiting = u64::from(extent.count - segment.done);
-        let lost = self
-            .report
-            .lost
-            .iter()
-            .any(|lost| lost.segment == segment.header.number);
+        let lost = self.report.lost.iter().any(|lost| lost.segment == segment.header.number);
         if segment.waiting == 0 {
             return Ok(());
         }
@@ -960,13 +812,9 @@ impl<'a> Recovery<'a> {
         while offset < extent.end {
             let Some(frame) = reader.head(offset, ordinal, extent.end).map_err(io)? else {
                 let gap = reader.search(offset, ordinal, extent.end).map_err(io)?;
-                let next = gap.next.map_or((extent.end, extent.count), |(at, frame)| {
-                    (at, frame.ordinal)
-                });
-                let waiting_lost = (ordinal..next.1).any(|o| {
-                    segment.header.first_id + u64::from(o) > clear_id
-                        && lanes.get(o) != Some(Lane::Done)
-                });
+                let next = gap.next.map_or((extent.end, extent.count), |(at, frame)| (at, frame.ordinal));
+                let waiting_lost = (ordinal..next.1)
+                    .any(|o| segment.header.first_id + u64::from(o) > clear_id && lanes.get(o) != Some(Lane::Done));
                 if waiting_lost && !self.wishes.salvage {
                     let number = segment.header.number;
                     return Err(self.corrupt(&segment.path, number, u64::from(offset), "frame"));
@@ -985,16 +833,10 @@ impl<'a> Recovery<'a> {
             }
             offset += frame.total_len();
         }
-        let unaccounted = (ordinal..extent.count).any(|o| {
-            segment.header.first_id + u64::from(o) > clear_id && lanes.get(o) != Some(Lane::Done)
-        });
+        let unaccounted = (ordinal..extent.count)
+            .any(|o| segment.header.first_id + u64::from(o) > clear_id && lanes.get(o) != Some(Lane::Done));
         if unaccounted && !self.wishes.salvage {
-            return Err(self.corrupt(
-                &segment.path,
-                segment.header.number,
-                u64::from(offset),
-                "frame",
-            ));
+            return Err(self.corrupt(&segment.path, segment.header.number, u64::from(offset), "frame"));
         }
         // Items lost to damage are neither waiting nor ever done: count them as done, so that the rest can free the file.
         segment.done = extent.count - u32::try_from(waiting).unwrap_or(0);
@@ -1037,17 +879,10 @@ impl<'a> Recovery<'a> {
             })
             .sum();
         let gapless = region.windows(2).all(|pair| {
-            pair[0].header.first_id + u64::from(pair[0].extent.unwrap_or_default().count)
-                == pair[1].header.first_id
+            pair[0].header.first_id + u64::from(pair[0].extent.unwrap_or_default().count) == pair[1].header.first_id
         });
-        let len = (bytes + 4 * PAGE as u64 + 2 * BLOCK as u64)
-            .next_power_of_two()
-            .max(u64::from(LEN_MIN));
-        let lost = self
-            .report
-            .lost
-            .iter()
-            .any(|lost| (first..=last).contains(&lost.segment));
+        let len = (bytes + 4 * PAGE as u64 + 2 * BLOCK as u64).next_power_of_two().max(u64::from(LEN_MIN));
+        let lost = self.report.lost.iter().any(|lost| (first..=last).contains(&lost.segment));
         if !gapless || lost || len > u64::from(self.wishes.segment_bytes.max(LEN_MIN)) {
             return Ok(());
         }
@@ -1094,20 +929,13 @@ impl<'a> Recovery<'a> {
     /// scan would find again what was moved, or torn, and take it for the segment's own.
     fn reseal(segment: &mut Found, durable: bool) -> Result<(), OpenError> {
         let extent = segment.extent.unwrap_or_default();
-        let seal = header::Seal {
-            extent,
-            last_ms: segment.last_ms,
-            durable,
-        };
+        let seal = header::Seal { extent, last_ms: segment.last_ms, durable };
         if segment.seal == Some(seal) {
             return Ok(());
         }
         let io = |e| Self::io(&segment.path, e);
         let bytes = header::encode_seal(&seal, segment.header.salt);
-        segment
-            .file
-            .write_at(header::CLEAN_SEAL_AT as u64, &bytes)
-            .map_err(io)?;
+        segment.file.write_at(header::CLEAN_SEAL_AT as u64, &bytes).map_err(io)?;
         if durable {
             segment.file.sync_data().map_err(io)?;
         }
@@ -1131,17 +959,11 @@ impl<'a> Recovery<'a> {
         let oldest = found.get(&first).ok_or(OpenError::Closed)?;
 
         // Where the proven part of the oldest ends: at a frame, never inside a batch.
-        let mut kept = Extent {
-            end: FRAMES_AT,
-            ..Extent::default()
-        };
+        let mut kept = Extent { end: FRAMES_AT, ..Extent::default() };
         let mut at = kept;
         let mut reader = Reader::new(oldest);
         while at.end < oldest.proven_to {
-            let Some(frame) = reader
-                .head(at.end, at.count, oldest.proven_to)
-                .map_err(io)?
-            else {
+            let Some(frame) = reader.head(at.end, at.count, oldest.proven_to).map_err(io)? else {
                 break;
             };
             at.end += frame.total_len();
@@ -1165,12 +987,7 @@ impl<'a> Recovery<'a> {
             // If nothing of the oldest stays, the copy takes its place behind the one before it.
             previous: match kept.count {
                 0 => oldest.header.previous,
-                _ => Some(Previous {
-                    number: first,
-                    salt: oldest.header.salt,
-                    extent: kept,
-                    synced_to: kept.end,
-                }),
+                _ => Some(Previous { number: first, salt: oldest.header.salt, extent: kept, synced_to: kept.end }),
             },
         };
         let file = Arc::new(disk.create(&path).map_err(io)?);
@@ -1178,10 +995,7 @@ impl<'a> Recovery<'a> {
             let reserved = file.allocate(u64::from(len))?;
             let map = disk.open_map(&file, len as usize, self.context.pool.mapped() && reserved)?;
             let segment = Segment::begin(&header, Some(Arc::clone(&file)), map)?;
-            let mut to = Extent {
-                end: FRAMES_AT,
-                ..Extent::default()
-            };
+            let mut to = Extent { end: FRAMES_AT, ..Extent::default() };
             let mut done = 0;
             let mut first_waiting = None;
             let mut waiting_bytes = 0;
@@ -1189,21 +1003,11 @@ impl<'a> Recovery<'a> {
             for (number, old) in found.range(first..=last) {
                 let extent = old.extent.unwrap_or_default();
                 let lanes = Lanes::read(old, extent.count)?;
-                let mut from = if *number == first {
-                    kept
-                } else {
-                    Extent {
-                        end: FRAMES_AT,
-                        ..Extent::default()
-                    }
-                };
+                let mut from = if *number == first { kept } else { Extent { end: FRAMES_AT, ..Extent::default() } };
                 let mut reader = Reader::new(old);
                 while from.end < extent.end {
                     let Some(frame) = reader.frame(from.end, from.count, extent.end)? else {
-                        return Err(io::Error::new(
-                            io::ErrorKind::InvalidData,
-                            "a frame changed while it was copied",
-                        ));
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame changed while it was copied"));
                     };
                     let offset = from.end;
                     from.end += frame.total_len();
@@ -1215,8 +1019,7 @@ impl<'a> Recovery<'a> {
                     let moved = Frame {
                         ordinal: to.count,
                         payload_crc: frame::payload_crc(header.salt, &payload),
-                        time_delta: u32::try_from(put_ms.saturating_sub(header.base_ms))
-                            .unwrap_or(u32::MAX),
+                        time_delta: u32::try_from(put_ms.saturating_sub(header.base_ms)).unwrap_or(u32::MAX),
                         synced_to: 0,
                         ..frame
                     };
@@ -1233,9 +1036,7 @@ impl<'a> Recovery<'a> {
                             segment.mark_done(to.count)?;
                             done += 1;
                         }
-                        Some(lane) if lane != (Lane::Waiting { starts: 0 }) => {
-                            segment.mark(to.count, lane)?
-                        }
+                        Some(lane) if lane != (Lane::Waiting { starts: 0 }) => segment.mark(to.count, lane)?,
                         _ => {}
                     }
                     if !is_done {
@@ -1260,11 +1061,7 @@ impl<'a> Recovery<'a> {
                 path: named,
                 named: true,
                 file: Arc::clone(&file),
-                seal: Some(header::Seal {
-                    extent: to,
-                    last_ms,
-                    durable: true,
-                }),
+                seal: Some(header::Seal { extent: to, last_ms, durable: true }),
                 reach: to.end,
                 extent: Some(to),
                 proven_to: to.end,
@@ -1292,12 +1089,7 @@ impl<'a> Recovery<'a> {
     }
 
     /// Removes segments that are superseded or torn off, after the header says that they are gone.
-    fn remove(
-        &self,
-        dir: &Path,
-        gone: Vec<(u64, PathBuf, u32)>,
-        meta: &mut MetaFile,
-    ) -> Result<(), OpenError> {
+    fn remove(&self, dir: &Path, gone: Vec<(u64, PathBuf, u32)>, meta: &mut MetaFile) -> Result<(), OpenError> {
         meta.update(|meta| {
             for (number, ..) in &gone {
                 meta.add_freed(*number);
@@ -1305,10 +1097,7 @@ impl<'a> Recovery<'a> {
         })
         .map_err(|e| Self::io(dir, e))?;
         for (_, path, len) in gone {
-            self.context
-                .disk
-                .unlink(&path)
-                .map_err(|e| Self::io(&path, e))?;
+            self.context.disk.unlink(&path).map_err(|e| Self::io(&path, e))?;
             self.context.pool.forget(len);
         }
         Ok(())
@@ -1326,10 +1115,7 @@ impl Lanes {
     fn read(segment: &Found, count: u32) -> io::Result<Lanes> {
         let mut bytes = Vec::new();
         let blocks = count.div_ceil(BLOCK_LANES);
-        if let Some(lowest) = blocks
-            .checked_sub(1)
-            .and_then(|b| lane::block_at(segment.header.segment_bytes, b))
-        {
+        if let Some(lowest) = blocks.checked_sub(1).and_then(|b| lane::block_at(segment.header.segment_bytes, b)) {
             let mut raw = vec![0; (segment.header.segment_bytes - lowest) as usize];
             segment.file.read_at(u64::from(lowest), &mut raw)?;
             bytes.reserve(raw.len());
@@ -1337,18 +1123,13 @@ impl Lanes {
                 bytes.extend_from_slice(block);
             }
         }
-        Ok(Lanes {
-            salt: segment.header.salt,
-            bytes,
-        })
+        Ok(Lanes { salt: segment.header.salt, bytes })
     }
 
     /// `None`: no legal state. A block that is not of this use of the file holds no marks: its items wait.
     fn get(&self, ordinal: u32) -> Option<Lane> {
         let block = ordinal / BLOCK_LANES;
-        let bytes = self
-            .bytes
-            .get(block as usize * BLOCK..(block as usize + 1) * BLOCK)?;
+        let bytes = self.bytes.get(block as usize * BLOCK..(block as usize + 1) * BLOCK)?;
         if !block_is_ours(self.salt, block, bytes) {
             return Some(Lane::Waiting { starts: 0 });
         }
@@ -1371,23 +1152,14 @@ const HEAD_MAX: usize = frame::HEADER_BYTES + frame::EXTENSION_MAX;
 
 impl<'a> Reader<'a> {
     fn new(segment: &'a Found) -> Self {
-        Reader {
-            segment,
-            window: Vec::new(),
-            window_at: 0,
-            found_items: 0,
-            found_bytes: 0,
-            found_synced_to: 0,
-        }
+        Reader { segment, window: Vec::new(), window_at: 0, found_items: 0, found_bytes: 0, found_synced_to: 0 }
     }
 
     /// Up to `want` bytes at `offset`, fewer only at the end of the segment.
     fn bytes(&mut self, offset: u32, want: usize) -> io::Result<&[u8]> {
         let len = u64::from(self.segment.header.segment_bytes);
         let offset = u64::from(offset);
-        let want = want
-            .min(WINDOW)
-            .min(usize::try_from(len.saturating_sub(offset)).unwrap_or(WINDOW));
+        let want = want.min(WINDOW).min(usize::try_from(len.saturating_sub(offset)).unwrap_or(WINDOW));
         let held = self.window_at..self.window_at + self.window.len() as u64;
         if !(held.contains(&offset) && offset + want as u64 <= held.end) {
             let size = WINDOW.min(usize::try_from(len.saturating_sub(offset)).unwrap_or(WINDOW));
@@ -1402,10 +1174,7 @@ impl<'a> Reader<'a> {
     /// The frame at `offset`, if its header is valid and continues the sequence.
     fn head(&mut self, offset: u32, ordinal: u32, limit: u32) -> io::Result<Option<Frame>> {
         let salt = self.segment.header.salt;
-        let limit = limit.min(lane::frame_limit(
-            self.segment.header.segment_bytes,
-            ordinal.saturating_add(1),
-        ));
+        let limit = limit.min(lane::frame_limit(self.segment.header.segment_bytes, ordinal.saturating_add(1)));
         let head = self.bytes(offset, HEAD_MAX)?;
         Ok(frame::decode(head, salt, offset, limit).filter(|frame| frame.ordinal == ordinal))
     }

@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::disk::{File, Map};
 use crate::format::frame::{self, Frame, Salt};
-use crate::format::header::{
-    self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader,
-};
+use crate::format::header::{self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader};
 use crate::journal::lane::{self, Lane};
 use crate::planted::{self, Bug};
 
@@ -47,11 +45,7 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// Writes both header copies: the first use of the file under this salt.
-    pub(crate) fn begin(
-        header: &SegmentHeader,
-        file: Option<Arc<File>>,
-        map: Map,
-    ) -> io::Result<Segment> {
+    pub(crate) fn begin(header: &SegmentHeader, file: Option<Arc<File>>, map: Map) -> io::Result<Segment> {
         // A seal of the file's earlier use does not pass under the new salt, so only the copies need writing.
         let bytes = header::encode(header);
         for at in COPY_AT {
@@ -109,11 +103,9 @@ impl Segment {
     /// Zeroes the lanes of a block and then writes its tag.
     pub(crate) fn begin_lane_block(&self, block: u32) -> io::Result<()> {
         let at = self.lane_bounds(lane::block_at(self.len, block))?;
-        self.map
-            .copy_in(at as usize + lane::TAG, &[0; lane::BLOCK - lane::TAG])?;
+        self.map.copy_in(at as usize + lane::TAG, &[0; lane::BLOCK - lane::TAG])?;
         fence(Ordering::Release);
-        self.map
-            .copy_in(at as usize, &lane::tag(self.salt, block).to_le_bytes())
+        self.map.copy_in(at as usize, &lane::tag(self.salt, block).to_le_bytes())
     }
 
     fn lane_bounds<T>(&self, at: Option<T>) -> io::Result<T> {
@@ -144,23 +136,12 @@ impl Segment {
 
     pub(crate) fn write_seal(&self, extent: Extent, last_ms: u64, durable: bool) -> io::Result<()> {
         let at = if durable { CLEAN_SEAL_AT } else { SEAL_AT };
-        self.map.copy_in(
-            at,
-            &header::encode_seal(
-                &Seal {
-                    extent,
-                    last_ms,
-                    durable,
-                },
-                self.salt,
-            ),
-        )
+        self.map.copy_in(at, &header::encode_seal(&Seal { extent, last_ms, durable }, self.salt))
     }
 
     /// Says that frames will reach up to `reach`, before any does.
     pub(crate) fn write_reach(&self, reach: u32) -> io::Result<()> {
-        self.map
-            .copy_in(header::REACH_AT, &header::encode_reach(reach, self.salt))?;
+        self.map.copy_in(header::REACH_AT, &header::encode_reach(reach, self.salt))?;
         fence(Ordering::Release);
         Ok(())
     }
@@ -206,13 +187,7 @@ impl Segment {
 
     /// Copies a payload out and checks the copy. `Ok(None)`: it is not what was put.
     #[inline]
-    pub(crate) fn payload(
-        &self,
-        offset: u32,
-        head_len: u32,
-        len: u32,
-        crc: u32,
-    ) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn payload(&self, offset: u32, head_len: u32, len: u32, crc: u32) -> io::Result<Option<Vec<u8>>> {
         let at = offset as usize + head_len as usize;
         let payload = self.map.copy_vec(at, len as usize)?;
         Ok(frame::payload_valid(self.salt, crc, &payload).then_some(payload))
@@ -233,10 +208,7 @@ impl Segment {
         if let Some(file) = &self.file
             && file.len()? < u64::from(self.len)
         {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the segment file was truncated",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment file was truncated"));
         }
         self.checked_ms.store(tick_ms, Ordering::Relaxed);
         Ok(())
@@ -297,6 +269,5 @@ impl Segment {
 
 /// Whether the block's tag is the one of this use, read from a copy of the lane area.
 pub(crate) fn block_is_ours(salt: Salt, block: u32, bytes: &[u8]) -> bool {
-    planted::is(Bug::LaneWithoutTag)
-        || bytes.get(..lane::TAG) == Some(&lane::tag(salt, block).to_le_bytes()[..])
+    planted::is(Bug::LaneWithoutTag) || bytes.get(..lane::TAG) == Some(&lane::tag(salt, block).to_le_bytes()[..])
 }

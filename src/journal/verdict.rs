@@ -39,16 +39,8 @@ pub(crate) fn judge(evidence: Evidence) -> Verdict {
         return Verdict::Torn;
     }
     match evidence {
-        Evidence {
-            below_durable_mark: true,
-            ..
-        } => Verdict::Damage,
-        Evidence {
-            same_boot: true,
-            cache_promised: true,
-            valid_follows: true,
-            ..
-        } => Verdict::Damage,
+        Evidence { below_durable_mark: true, .. } => Verdict::Damage,
+        Evidence { same_boot: true, cache_promised: true, valid_follows: true, .. } => Verdict::Damage,
         _ => Verdict::Torn,
     }
 }
@@ -70,12 +62,7 @@ mod tests {
                 (false, true, true, false) => Verdict::Torn,
                 (false, true, false, _) => Verdict::Torn,
             };
-            let evidence = Evidence {
-                below_durable_mark,
-                same_boot,
-                cache_promised,
-                valid_follows,
-            };
+            let evidence = Evidence { below_durable_mark, same_boot, cache_promised, valid_follows };
             assert_eq!(judge(evidence), expected, "{evidence:?}");
         }
     }

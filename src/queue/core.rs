@@ -140,17 +140,11 @@ impl Patience {
         if span.is_zero() {
             return Patience::None;
         }
-        disk::instant_now()
-            .checked_add(span)
-            .map_or(Patience::Forever, Patience::Until)
+        disk::instant_now().checked_add(span).map_or(Patience::Forever, Patience::Until)
     }
 
     pub(crate) fn until(deadline: Instant) -> Patience {
-        if deadline <= disk::instant_now() {
-            Patience::None
-        } else {
-            Patience::Until(deadline)
-        }
+        if deadline <= disk::instant_now() { Patience::None } else { Patience::Until(deadline) }
     }
 
     pub(crate) fn deadline(self) -> Option<Instant> {
@@ -215,10 +209,8 @@ impl Core {
         let mut wakes = Wakes::default();
         {
             let mut tail = self.journal.tail.lock();
-            self.journal
-                .set_segment_bytes(&mut tail, options.segment_bytes);
-            self.durability
-                .store(durability_code(&options), Ordering::Relaxed);
+            self.journal.set_segment_bytes(&mut tail, options.segment_bytes);
+            self.durability.store(durability_code(&options), Ordering::Relaxed);
             *self.limits.write() = Limits::of(&options);
             let mut reader = self.reader.lock();
             reader.memory_bytes = options.memory_bytes;
@@ -266,9 +258,7 @@ impl Core {
         loop {
             let tried = self.try_put(payloads, total, options, must_sync, &mut ticket, room, ids);
             match tried {
-                Err(PutError::Full {
-                    limit: Limit::Disk, ..
-                }) if self.make_disk_room() => {}
+                Err(PutError::Full { limit: Limit::Disk, .. }) if self.make_disk_room() => {}
                 Err(error) => return Err(error),
                 Ok(Some(last)) => {
                     drop(ticket);
@@ -281,14 +271,9 @@ impl Core {
                 }
                 Ok(None) => {
                     // Refused for now, and in the line of those who wait for room.
-                    let waits = ticket
-                        .as_ref()
-                        .is_some_and(|t| t.ticket.sleep(room.deadline()));
+                    let waits = ticket.as_ref().is_some_and(|t| t.ticket.sleep(room.deadline()));
                     if !waits {
-                        return Err(PutError::Full {
-                            queue: self.name.clone(),
-                            limit: self.broken(payloads, total),
-                        });
+                        return Err(PutError::Full { queue: self.name.clone(), limit: self.broken(payloads, total) });
                     }
                 }
             }
@@ -302,9 +287,7 @@ impl Core {
         }
         let spent = {
             let mut reader = self.reader.lock();
-            while !reader.spent
-                && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true))
-            {}
+            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {}
             std::mem::take(&mut reader.spent)
         };
         if spent {
@@ -315,9 +298,7 @@ impl Core {
 
     fn broken(&self, payloads: &[&[u8]], total: u64) -> Limit {
         let limits = *self.limits.read();
-        limits
-            .broken(&self.reader.lock(), payloads.len() as u64, total)
-            .unwrap_or(Limit::Items)
+        limits.broken(&self.reader.lock(), payloads.len() as u64, total).unwrap_or(Limit::Items)
     }
 
     fn must_sync(&self, asked: Option<Durability>) -> bool {
@@ -329,10 +310,7 @@ impl Core {
     }
 
     /// `Ok(None)`: no room; `ticket` stands in the line.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one story; its callers are the two lines above"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one story; its callers are the two lines above")]
     fn try_put<'a>(
         &'a self,
         payloads: &[&[u8]],
@@ -348,24 +326,15 @@ impl Core {
         let limits = *self.limits.read();
         for payload in payloads {
             if payload.len() as u64 > u64::from(limits.max_item_size) {
-                return Err(PutError::TooLarge {
-                    len: payload.len() as u64,
-                    max: limits.max_item_size.into(),
-                });
+                return Err(PutError::TooLarge { len: payload.len() as u64, max: limits.max_item_size.into() });
             }
         }
         if tail.closed {
             return Err(PutError::Closed);
         }
-        let full = |limit| PutError::Full {
-            queue: self.name.clone(),
-            limit,
-        };
+        let full = |limit| PutError::Full { queue: self.name.clone(), limit };
         if let Some(source) = self.journal.commit.failure() {
-            return Err(PutError::Failed {
-                queue: self.name.clone(),
-                source,
-            });
+            return Err(PutError::Failed { queue: self.name.clone(), source });
         }
         if limits.bounded || ticket.is_some() {
             let items = payloads.len() as u64;
@@ -401,12 +370,7 @@ impl Core {
                 if may_wait {
                     match ticket {
                         Some(own) => reader.space.rejoin(&own.ticket),
-                        None => {
-                            *ticket = Some(SpaceTicket {
-                                core: self,
-                                ticket: reader.space.join(),
-                            })
-                        }
+                        None => *ticket = Some(SpaceTicket { core: self, ticket: reader.space.join() }),
                     }
                     // Room that is promised to nobody goes to the first in the line.
                     if broken.is_none() {
@@ -426,32 +390,17 @@ impl Core {
         }
 
         let put_ms = self.shared.clock.now_ms();
-        let expiry_ms = expiry_ms(
-            options.expiry,
-            put_ms,
-            limits.max_age_ms,
-            &self.shared.clock,
-        );
-        let item = |payload| NewItem {
-            payload,
-            expiry_ms,
-            user_flags: options.flags,
-        };
+        let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
+        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags };
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let last = if let [payload] = payloads {
-            let place = self
-                .journal
-                .append(&mut tail, item(payload), put_ms)
-                .map_err(|e| self.append_error(e))?;
+            let place = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;
             let mut reader = self.reader.lock();
             reader.offer(place, hide, &mut wakes);
             place.id
         } else {
             let items: Vec<NewItem<'_>> = payloads.iter().map(|payload| item(payload)).collect();
-            let places = self
-                .journal
-                .append_batch(&mut tail, &items, put_ms)
-                .map_err(|e| self.append_error(e))?;
+            let places = self.journal.append_batch(&mut tail, &items, put_ms).map_err(|e| self.append_error(e))?;
             let mut reader = self.reader.lock();
             for place in &places {
                 reader.offer(*place, hide, &mut wakes);
@@ -485,36 +434,19 @@ impl Core {
     fn append_error(&self, error: AppendError) -> PutError {
         let queue = self.name.clone();
         match error {
-            AppendError::NoSpace(source) => PutError::NoSpace {
-                queue,
-                source: Arc::new(source),
-            },
-            AppendError::DiskCap => PutError::Full {
-                queue,
-                limit: Limit::Disk,
-            },
+            AppendError::NoSpace(source) => PutError::NoSpace { queue, source: Arc::new(source) },
+            AppendError::DiskCap => PutError::Full { queue, limit: Limit::Disk },
             AppendError::TooLarge { max } => PutError::TooLarge { len: u64::MAX, max },
             AppendError::Exhausted => PutError::Exhausted,
-            AppendError::Io { segment, error } => PutError::Io {
-                queue,
-                segment,
-                source: Arc::new(error),
-            },
+            AppendError::Io { segment, error } => PutError::Io { queue, segment, source: Arc::new(error) },
         }
     }
 
     fn wait_durable(&self, id: u64) -> Result<(), PutError> {
         self.journal
             .commit
-            .wait(
-                id,
-                || self.journal.sync(false),
-                |durable| self.publish(durable),
-            )
-            .map_err(|source| PutError::Indeterminate {
-                queue: self.name.clone(),
-                source,
-            })
+            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
+            .map_err(|source| PutError::Indeterminate { queue: self.name.clone(), source })
     }
 
     fn publish(&self, durable: u64) {
@@ -561,11 +493,7 @@ impl Core {
                     if spent {
                         self.ring_free();
                     }
-                    return Ok(if ticket.is_some() {
-                        Took::NotYet
-                    } else {
-                        Took::Nothing
-                    });
+                    return Ok(if ticket.is_some() { Took::NotYet } else { Took::Nothing });
                 }
                 Err(error) => {
                     let mut wakes = Wakes::default();
@@ -588,11 +516,7 @@ impl Core {
                     let place = taken.place;
                     reader.return_waiting(place);
                     drop(reader);
-                    return Err(self.take_error(TakeError::Io {
-                        segment: place.segment,
-                        offset: place.offset,
-                        error,
-                    }));
+                    return Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error }));
                 }
             };
             let starts = u32::from(before.starts()) + 1;
@@ -605,9 +529,7 @@ impl Core {
             if mode == Mode::Open {
                 reader.counts.transactions += 1;
                 serial = reader.hold(&taken, starts, rules.now_ms);
-                let lane = Lane::InFlight {
-                    starts: u8::try_from(starts).unwrap_or(u8::MAX),
-                };
+                let lane = Lane::InFlight { starts: u8::try_from(starts).unwrap_or(u8::MAX) };
                 // A start that cannot be counted is still a start; the close will tell of the medium.
                 let _ = taken.segment.mark(taken.place.ordinal, lane);
             }
@@ -623,9 +545,8 @@ impl Core {
                 Ok(Some(payload)) => {
                     let place = taken.place;
                     if mode == Mode::Get {
-                        self.finish(&taken.segment, &place).map_err(|error| {
-                            self.undo(&taken, mode, serial, before, Some(error))
-                        })?;
+                        self.finish(&taken.segment, &place)
+                            .map_err(|error| self.undo(&taken, mode, serial, before, Some(error)))?;
                     }
                     let item = Item {
                         id: place.id,
@@ -652,14 +573,7 @@ impl Core {
     }
 
     /// An item that was taken and could not be read waits again, as if it had not been touched.
-    fn undo(
-        &self,
-        taken: &Taken,
-        mode: Mode,
-        serial: u64,
-        before: Lane,
-        error: Option<std::io::Error>,
-    ) -> GetError {
+    fn undo(&self, taken: &Taken, mode: Mode, serial: u64, before: Lane, error: Option<std::io::Error>) -> GetError {
         let place = taken.place;
         let mut wakes = Wakes::default();
         let mut reader = self.reader.lock();
@@ -680,50 +594,24 @@ impl Core {
         // Not woken: whoever came next would meet the same item and the same error, round and round.
         drop(wakes);
         self.take_error(match error {
-            Some(error) => TakeError::Io {
-                segment: place.segment,
-                offset: place.offset,
-                error,
-            },
-            None => TakeError::Damaged {
-                segment: place.segment,
-                offset: place.offset,
-                id: place.id,
-            },
+            Some(error) => TakeError::Io { segment: place.segment, offset: place.offset, error },
+            None => TakeError::Damaged { segment: place.segment, offset: place.offset, id: place.id },
         })
     }
 
     fn take_error(&self, error: TakeError) -> GetError {
         let queue = self.name.clone();
         match error {
-            TakeError::Damaged {
-                segment,
-                offset,
-                id,
-            } => GetError::Corrupt {
-                queue,
-                segment,
-                offset: offset.into(),
-                id: Some(ItemId(id)),
-            },
-            TakeError::Io {
-                segment,
-                offset,
-                error,
-            } => GetError::Io {
-                queue,
-                segment,
-                offset: offset.into(),
-                source: Arc::new(error),
-            },
+            TakeError::Damaged { segment, offset, id } => {
+                GetError::Corrupt { queue, segment, offset: offset.into(), id: Some(ItemId(id)) }
+            }
+            TakeError::Io { segment, offset, error } => {
+                GetError::Io { queue, segment, offset: offset.into(), source: Arc::new(error) }
+            }
         }
     }
 
-    fn finish(
-        &self,
-        segment: &crate::journal::segment::Segment,
-        place: &Place,
-    ) -> std::io::Result<()> {
+    fn finish(&self, segment: &crate::journal::segment::Segment, place: &Place) -> std::io::Result<()> {
         if segment.mark_done(place.ordinal)? {
             self.ring_free();
         }
@@ -734,11 +622,7 @@ impl Core {
     }
 
     /// Takes an item, waiting in line if `patience` says so. `Ok(None)`: none came.
-    pub(crate) fn take_waiting(
-        &self,
-        mode: Mode,
-        patience: Patience,
-    ) -> Result<Option<Given>, GetError> {
+    pub(crate) fn take_waiting(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
         self.may_take()?;
         match self.take(mode, None)? {
             Took::Item(given) => return Ok(Some(given)),
@@ -794,10 +678,7 @@ impl Core {
         }
         drop(reader);
         wakes.wake();
-        LinePlace {
-            core: self.me.clone(),
-            ticket,
-        }
+        LinePlace { core: self.me.clone(), ticket }
     }
 
     /// For futures: an item, or registered to be woken.
@@ -858,11 +739,7 @@ impl Core {
             let wakes = self.give_back(&mut reader, held);
             drop(reader);
             wakes.wake();
-            return Err(CloseError::Io {
-                queue: self.name.clone(),
-                segment: number,
-                source: Arc::new(error),
-            });
+            return Err(CloseError::Io { queue: self.name.clone(), segment: number, source: Arc::new(error) });
         }
         Ok(true)
     }
@@ -910,9 +787,7 @@ impl Core {
         let taken = if reader.paused {
             None
         } else {
-            reader
-                .peek(&self.journal, rules)
-                .map_err(|error| self.take_error(error))?
+            reader.peek(&self.journal, rules).map_err(|error| self.take_error(error))?
         };
         let Some(taken) = taken else {
             reader.counts.get_misses += 1;
@@ -920,12 +795,7 @@ impl Core {
         };
         // Under the lock, so that the item is still there when it is shown.
         let place = taken.place;
-        let starts = taken
-            .segment
-            .lane(place.ordinal)
-            .ok()
-            .flatten()
-            .map_or(0, Lane::starts);
+        let starts = taken.segment.lane(place.ordinal).ok().flatten().map_or(0, Lane::starts);
         match self.journal.read(&taken.segment, &place) {
             Ok(Some(payload)) => Ok(Some(Item {
                 id: place.id,
@@ -935,16 +805,10 @@ impl Core {
                 user_flags: place.user_flags,
                 attempts: starts.into(),
             })),
-            Ok(None) => Err(self.take_error(TakeError::Damaged {
-                segment: place.segment,
-                offset: place.offset,
-                id: place.id,
-            })),
-            Err(error) => Err(self.take_error(TakeError::Io {
-                segment: place.segment,
-                offset: place.offset,
-                error,
-            })),
+            Ok(None) => {
+                Err(self.take_error(TakeError::Damaged { segment: place.segment, offset: place.offset, id: place.id }))
+            }
+            Err(error) => Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error })),
         }
     }
 
@@ -1000,11 +864,7 @@ impl Core {
         }
         self.journal
             .commit
-            .wait(
-                id,
-                || self.journal.sync(false),
-                |durable| self.publish(durable),
-            )
+            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
             .map_err(|source| self.sync_error(source))
     }
 
@@ -1041,10 +901,7 @@ impl Core {
     }
 
     pub(crate) fn sync_error(&self, source: Arc<std::io::Error>) -> SyncError {
-        SyncError::Failed {
-            queue: self.name.clone(),
-            source,
-        }
+        SyncError::Failed { queue: self.name.clone(), source }
     }
 
     // ---- upkeep
@@ -1075,17 +932,13 @@ impl Core {
     #[cold]
     fn ring_tend_now(&self) {
         if !self.tending.swap(true, Ordering::AcqRel) {
-            self.shared
-                .upkeep
-                .ring(Chore::Tend(self.me.clone(), self.tend_after_ms()));
+            self.shared.upkeep.ring(Chore::Tend(self.me.clone(), self.tend_after_ms()));
         }
     }
 
     fn tend_after_ms(&self) -> u64 {
         match self.options.read().durability {
-            Durability::Every(period) => u64::try_from(period.as_millis())
-                .unwrap_or(u64::MAX)
-                .clamp(1, TEND_MS),
+            Durability::Every(period) => u64::try_from(period.as_millis()).unwrap_or(u64::MAX).clamp(1, TEND_MS),
             _ => TEND_MS,
         }
     }
@@ -1192,9 +1045,7 @@ impl Core {
         }
         self.sync_round()?;
         let _ = self.journal.free_spent(|_| false);
-        self.journal
-            .seal_clean()
-            .map_err(|error| self.sync_error(Arc::new(error)))
+        self.journal.seal_clean().map_err(|error| self.sync_error(Arc::new(error)))
     }
 
     pub(crate) fn stats(&self) -> QueueStats {
@@ -1212,11 +1063,7 @@ impl Core {
             get_misses: counts.get_misses,
             mem_items,
             mem_bytes,
-            age_ms: if reader.items == 0 {
-                0
-            } else {
-                counts.last_age_ms
-            },
+            age_ms: if reader.items == 0 { 0 } else { counts.last_age_ms },
             oldest_age_ms: match reader.oldest_put_ms() {
                 Some(put_ms) if reader.items > 0 => now_ms.saturating_sub(put_ms),
                 _ => 0,
@@ -1314,9 +1161,7 @@ fn expiry_ms(own: Expiry, put_ms: u64, max_age_ms: u64, clock: &Clock) -> u64 {
         }
         Expiry::At(time) => time
             .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| {
-                u64::try_from(since.as_millis()).unwrap_or(NEVER_MS)
-            }),
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(NEVER_MS)),
     };
     own.min(put_ms.saturating_add(max_age_ms))
 }

@@ -44,9 +44,7 @@ impl Take {
 
 impl GetFuture {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        GetFuture {
-            take: Take { core, place: None },
-        }
+        GetFuture { take: Take { core, place: None } }
     }
 }
 
@@ -60,9 +58,7 @@ impl Future for GetFuture {
 
 impl OpenFuture {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        OpenFuture {
-            take: Take { core, place: None },
-        }
+        OpenFuture { take: Take { core, place: None } }
     }
 }
 
@@ -71,9 +67,7 @@ impl Future for OpenFuture {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let core = Arc::clone(&self.take.core);
-        self.take
-            .poll(Mode::Open, cx)
-            .map_ok(|given| OpenItem::new(core, given.item, given.serial))
+        self.take.poll(Mode::Open, cx).map_ok(|given| OpenItem::new(core, given.item, given.serial))
     }
 }
 
@@ -88,9 +82,7 @@ pub struct OpenStream {
 #[cfg(feature = "async")]
 impl OpenStream {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        OpenStream {
-            next: OpenFuture::new(core),
-        }
+        OpenStream { next: OpenFuture::new(core) }
     }
 }
 
@@ -116,11 +108,7 @@ pub struct SyncedFuture {
 
 impl SyncedFuture {
     pub(crate) fn new(core: Arc<Core>, id: ItemId) -> Self {
-        SyncedFuture {
-            core,
-            id,
-            listener: None,
-        }
+        SyncedFuture { core, id, listener: None }
     }
 
     fn answer(&self) -> Option<Result<(), SyncError>> {
@@ -134,9 +122,7 @@ impl SyncedFuture {
         if commit.durable() >= self.id.get() {
             return Some(Ok(()));
         }
-        commit
-            .failure()
-            .map(|source| Err(self.core.sync_error(source)))
+        commit.failure().map(|source| Err(self.core.sync_error(source)))
     }
 }
 

@@ -94,24 +94,11 @@ impl Queue {
         }
         options.check()?;
         if options.journal != self.core.has_journal() {
-            return Err(OptionsError::Journal {
-                queue: self.name().to_owned(),
-                items: self.len(),
-            });
+            return Err(OptionsError::Journal { queue: self.name().to_owned(), items: self.len() });
         }
-        let stored = self
-            .core
-            .journal
-            .update_meta(|meta| meta.options = options.to_bytes());
+        let stored = self.core.journal.update_meta(|meta| meta.options = options.to_bytes());
         stored.map_err(|source| OptionsError::Io {
-            path: self
-                .core
-                .journal
-                .context
-                .dir
-                .clone()
-                .unwrap_or_default()
-                .join("meta"),
+            path: self.core.journal.context.dir.clone().unwrap_or_default().join("meta"),
             source,
         })?;
         self.core.apply(options);
@@ -168,31 +155,15 @@ impl Queue {
     /// # }
     /// ```
     pub fn append(&self, data: impl AsRef<[u8]>) -> Result<ItemId, PutError> {
-        self.core.put(
-            &[data.as_ref()],
-            &PutOptions::new(),
-            Room::ByPolicy,
-            true,
-            &mut Vec::new(),
-        )
+        self.core.put(&[data.as_ref()], &PutOptions::new(), Room::ByPolicy, true, &mut Vec::new())
     }
 
     /// Puts an item with an expiry, a durability or flags of its own.
     ///
     /// # Errors
     /// As [`put`](Queue::put).
-    pub fn put_with(
-        &self,
-        data: impl AsRef<[u8]>,
-        options: &PutOptions,
-    ) -> Result<ItemId, PutError> {
-        self.core.put(
-            &[data.as_ref()],
-            options,
-            Room::ByPolicy,
-            false,
-            &mut Vec::new(),
-        )
+    pub fn put_with(&self, data: impl AsRef<[u8]>, options: &PutOptions) -> Result<ItemId, PutError> {
+        self.core.put(&[data.as_ref()], options, Room::ByPolicy, false, &mut Vec::new())
     }
 
     /// As [`put`](Queue::put), but in a full queue waits for room until the time is over, whatever `when_full` says (under
@@ -200,19 +171,9 @@ impl Queue {
     ///
     /// # Errors
     /// As [`put`](Queue::put); [`PutError::Full`] if there was no room in time, [`PutError::Closed`] if the queue went away.
-    pub fn put_timeout(
-        &self,
-        data: impl AsRef<[u8]>,
-        timeout: Duration,
-    ) -> Result<ItemId, PutError> {
+    pub fn put_timeout(&self, data: impl AsRef<[u8]>, timeout: Duration) -> Result<ItemId, PutError> {
         let room = Room::Within(Patience::lasting(timeout));
-        self.core.put(
-            &[data.as_ref()],
-            &PutOptions::new(),
-            room,
-            false,
-            &mut Vec::new(),
-        )
+        self.core.put(&[data.as_ref()], &PutOptions::new(), room, false, &mut Vec::new())
     }
 
     /// Puts all items, next to each other, or none: also across a crash, and also against the limits.
@@ -244,13 +205,7 @@ impl Queue {
         if payloads.is_empty() {
             return Ok(ids);
         }
-        let last = self.core.put(
-            &payloads,
-            &PutOptions::new(),
-            Room::ByPolicy,
-            false,
-            &mut ids,
-        )?;
+        let last = self.core.put(&payloads, &PutOptions::new(), Room::ByPolicy, false, &mut ids)?;
         if ids.is_empty() {
             ids.push(last);
         }
@@ -276,10 +231,7 @@ impl Queue {
     }
 
     fn take(&self, patience: Patience) -> Result<Option<Item>, GetError> {
-        Ok(self
-            .core
-            .take_waiting(Mode::Get, patience)?
-            .map(|given| given.item))
+        Ok(self.core.take_waiting(Mode::Get, patience)?.map(|given| given.item))
     }
 
     fn take_open(&self, patience: Patience) -> Result<Option<OpenItem>, GetError> {
@@ -404,11 +356,7 @@ impl Queue {
         while items.len() < max {
             match self.core.take(Mode::Open, None)? {
                 self::core::Took::Item(given) => {
-                    items.push(OpenItem::new(
-                        Arc::clone(&self.core),
-                        given.item,
-                        given.serial,
-                    ));
+                    items.push(OpenItem::new(Arc::clone(&self.core), given.item, given.serial));
                 }
                 _ => break,
             }
@@ -498,10 +446,9 @@ impl Queue {
     #[doc(alias = "purge")]
     pub fn clear(&self) -> Result<u64, Error> {
         self.may_change()?;
-        self.core.clear().map_err(|source| Error::Io {
-            path: self.core.journal.context.dir.clone().unwrap_or_default(),
-            source,
-        })
+        self.core
+            .clear()
+            .map_err(|source| Error::Io { path: self.core.journal.context.dir.clone().unwrap_or_default(), source })
     }
 
     /// Removes up to `max` expired items now and returns how many. The background does this once a second by itself.
@@ -580,9 +527,7 @@ impl Eq for Queue {}
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue")
-            .field("name", &self.core.name)
-            .finish_non_exhaustive()
+        f.debug_struct("Queue").field("name", &self.core.name).finish_non_exhaustive()
     }
 }
 

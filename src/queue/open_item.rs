@@ -62,11 +62,7 @@ impl OpenToken {
 
 impl OpenItem {
     pub(crate) fn new(core: Arc<Core>, item: Item, serial: u64) -> OpenItem {
-        OpenItem {
-            core,
-            item: Some(item),
-            serial,
-        }
+        OpenItem { core, item: Some(item), serial }
     }
 
     fn id_number(&self) -> u64 {
@@ -120,10 +116,7 @@ impl OpenItem {
 
     /// Parks the hold as a number: the item stays open until the token is closed or aborted.
     pub fn into_token(mut self) -> OpenToken {
-        let token = OpenToken {
-            id: self.id_number(),
-            serial: self.serial,
-        };
+        let token = OpenToken { id: self.id_number(), serial: self.serial };
         self.item = None;
         token
     }
@@ -141,14 +134,7 @@ impl Deref for OpenItem {
     type Target = Item;
 
     fn deref(&self) -> &Item {
-        static EMPTY: Item = Item {
-            id: 0,
-            payload: Vec::new(),
-            put_ms: 0,
-            expiry_ms: 0,
-            user_flags: 0,
-            attempts: 0,
-        };
+        static EMPTY: Item = Item { id: 0, payload: Vec::new(), put_ms: 0, expiry_ms: 0, user_flags: 0, attempts: 0 };
         // Only methods that consume the guard empty it, so that nobody can look afterwards.
         self.item.as_ref().unwrap_or(&EMPTY)
     }
@@ -162,9 +148,6 @@ impl AsRef<[u8]> for OpenItem {
 
 impl fmt::Debug for OpenItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpenItem")
-            .field("queue", &self.core.name)
-            .field("item", &self.item)
-            .finish_non_exhaustive()
+        f.debug_struct("OpenItem").field("queue", &self.core.name).field("item", &self.item).finish_non_exhaustive()
     }
 }

@@ -137,16 +137,8 @@ pub(crate) struct Taken {
 /// Why no item could be taken, though one waits.
 #[derive(Debug)]
 pub(crate) enum TakeError {
-    Damaged {
-        segment: u64,
-        offset: u32,
-        id: u64,
-    },
-    Io {
-        segment: u64,
-        offset: u32,
-        error: io::Error,
-    },
+    Damaged { segment: u64, offset: u32, id: u64 },
+    Io { segment: u64, offset: u32, error: io::Error },
 }
 
 /// What the caller of a take decides, and the time.
@@ -160,31 +152,15 @@ pub(crate) struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     pub(crate) fn new(clock: &'a Clock, salvage: bool) -> Self {
-        Rules {
-            clock,
-            now_ms: clock.now_ms(),
-            salvage,
-        }
+        Rules { clock, now_ms: clock.now_ms(), salvage }
     }
 }
 
 impl Reader {
     /// `first`: the first waiting item that recovery found.
-    pub(crate) fn new(
-        first: Option<(u64, u32, u32)>,
-        last_id: u64,
-        items: u64,
-        bytes: u64,
-    ) -> Reader {
+    pub(crate) fn new(first: Option<(u64, u32, u32)>, last_id: u64, items: u64, bytes: u64) -> Reader {
         let (cursor, read_id) = match first {
-            Some((segment, offset, ordinal)) => (
-                Cursor {
-                    segment,
-                    offset,
-                    ordinal,
-                },
-                0,
-            ),
+            Some((segment, offset, ordinal)) => (Cursor { segment, offset, ordinal }, 0),
             None => (Cursor::default(), last_id),
         };
         Reader {
@@ -221,8 +197,7 @@ impl Reader {
 
     fn has_room(&self, payload_len: u32) -> bool {
         self.ring.is_empty()
-            || (self.ring.len() < RING_MAX
-                && self.ring_bytes + u64::from(payload_len) <= self.memory_bytes)
+            || (self.ring.len() < RING_MAX && self.ring_bytes + u64::from(payload_len) <= self.memory_bytes)
     }
 
     fn push(&mut self, place: Place) {
@@ -283,11 +258,7 @@ impl Reader {
             self.hidden -= 1;
         }
         // Hidden items are counted, not guessed: all that waits, but those that are still hidden.
-        self.visible = self.items.saturating_sub(if id < self.offered_id {
-            self.count_hidden()
-        } else {
-            0
-        });
+        self.visible = self.items.saturating_sub(if id < self.offered_id { self.count_hidden() } else { 0 });
         self.promise(wakes);
     }
 
@@ -358,11 +329,7 @@ impl Reader {
     }
 
     /// Takes the first waiting item.
-    pub(crate) fn take(
-        &mut self,
-        journal: &Journal,
-        rules: Rules<'_>,
-    ) -> Result<Option<Taken>, TakeError> {
+    pub(crate) fn take(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Taken>, TakeError> {
         loop {
             let Some(place) = self.pop(journal, rules)? else {
                 return Ok(None);
@@ -381,11 +348,7 @@ impl Reader {
                 }
                 Err(error) => {
                     self.put_back(place);
-                    return Err(TakeError::Io {
-                        segment: place.segment,
-                        offset: place.offset,
-                        error,
-                    });
+                    return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
                 }
             };
             self.gone(&place);
@@ -395,11 +358,7 @@ impl Reader {
                     Ok(spent) => self.spent |= spent,
                     Err(error) => {
                         self.return_waiting(place);
-                        return Err(TakeError::Io {
-                            segment: place.segment,
-                            offset: place.offset,
-                            error,
-                        });
+                        return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
                     }
                 }
                 continue;
@@ -440,10 +399,7 @@ impl Reader {
     /// Whether any waiting item can expire at all.
     pub(crate) fn can_expire(&self) -> bool {
         self.items > 0
-            && (self.expiring > 0
-                || self.max_age_ms != NEVER_MS
-                || !self.aborted.is_empty()
-                || self.is_behind())
+            && (self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.is_behind())
     }
 
     fn pop(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Place>, TakeError> {
@@ -482,11 +438,7 @@ impl Reader {
     /// Moves the cursor one frame on; `false`: no room, or nothing that may be delivered.
     fn read_next(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<bool, TakeError> {
         let at = self.cursor;
-        let io = |error| TakeError::Io {
-            segment: at.segment,
-            offset: at.offset,
-            error,
-        };
+        let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
         let segment = match self.segment(journal, at.segment).map_err(io)? {
             Some(segment) if at.offset < segment.end() => segment,
             // The frames end before the items do.
@@ -499,11 +451,7 @@ impl Reader {
             }
             _ => match journal.segment_after(at.segment).map_err(io)? {
                 Some(next) => {
-                    self.cursor = Cursor {
-                        segment: next.number,
-                        offset: FRAMES_AT,
-                        ordinal: 0,
-                    };
+                    self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
                     self.current = Some(next);
                     return Ok(true);
                 }
@@ -516,10 +464,7 @@ impl Reader {
         };
         segment.check_whole(rules.now_ms).map_err(io)?;
         let end = segment.end();
-        let frame = segment
-            .frame_at(at.offset, end)
-            .map_err(io)?
-            .filter(|frame| frame.ordinal == at.ordinal);
+        let frame = segment.frame_at(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
         let Some(frame) = frame else {
             return self.read_over_damage(&segment, end, rules);
         };
@@ -534,11 +479,7 @@ impl Reader {
         }
         let lane = segment.lane(at.ordinal).map_err(io)?;
         if lane == Some(Lane::Done) {
-            self.cursor = Cursor {
-                offset: next,
-                ordinal: at.ordinal + 1,
-                ..at
-            };
+            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
             self.read_id = id;
             return Ok(true);
         }
@@ -562,11 +503,7 @@ impl Reader {
             self.counts.expired += 1;
             self.gone(&place);
             self.read_id = id;
-            self.cursor = Cursor {
-                offset: next,
-                ordinal: at.ordinal + 1,
-                ..at
-            };
+            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
             return Ok(true);
         }
         self.push(place);
@@ -574,44 +511,22 @@ impl Reader {
     }
 
     /// At an invalid frame: goes on behind it if nothing that waits is lost by that, or if the caller salvages.
-    fn read_over_damage(
-        &mut self,
-        segment: &Segment,
-        end: u32,
-        rules: Rules<'_>,
-    ) -> Result<bool, TakeError> {
+    fn read_over_damage(&mut self, segment: &Segment, end: u32, rules: Rules<'_>) -> Result<bool, TakeError> {
         let at = self.cursor;
-        let io = |error| TakeError::Io {
-            segment: at.segment,
-            offset: at.offset,
-            error,
-        };
+        let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
         let mut offset = at.offset + frame::ALIGN;
-        let mut next = Cursor {
-            offset: end,
-            ordinal: segment.count(),
-            ..at
-        };
+        let mut next = Cursor { offset: end, ordinal: segment.count(), ..at };
         while offset < end {
             let candidate = segment.frame_at(offset, end).map_err(io)?;
             if let Some(frame) = candidate
                 && frame.ordinal >= at.ordinal
                 && frame.ordinal <= segment.count()
                 && segment
-                    .payload(
-                        offset,
-                        frame.head_len(),
-                        frame.payload_len,
-                        frame.payload_crc,
-                    )
+                    .payload(offset, frame.head_len(), frame.payload_len, frame.payload_crc)
                     .map_err(io)?
                     .is_some()
             {
-                next = Cursor {
-                    offset,
-                    ordinal: frame.ordinal,
-                    ..at
-                };
+                next = Cursor { offset, ordinal: frame.ordinal, ..at };
                 break;
             }
             offset += frame::ALIGN;
@@ -626,11 +541,7 @@ impl Reader {
             && !rules.salvage
         {
             let id = segment.first_id + u64::from(*first);
-            return Err(TakeError::Damaged {
-                segment: at.segment,
-                offset: at.offset,
-                id,
-            });
+            return Err(TakeError::Damaged { segment: at.segment, offset: at.offset, id });
         }
         for ordinal in lost {
             // Given up by the option that says so; marked, so that the rest can free the file.
@@ -647,20 +558,10 @@ impl Reader {
     }
 
     /// Removes up to `max` expired items, wherever in the ring they are, and on disk while the ring is empty of live ones.
-    pub(crate) fn sweep(
-        &mut self,
-        journal: &Journal,
-        rules: Rules<'_>,
-        max: u64,
-    ) -> Result<u64, TakeError> {
+    pub(crate) fn sweep(&mut self, journal: &Journal, rules: Rules<'_>, max: u64) -> Result<u64, TakeError> {
         let before = self.counts.expired;
         let mut wanted = max;
-        let aborted: Vec<Place> = self
-            .aborted
-            .values()
-            .filter(|p| self.is_expired(p, rules))
-            .copied()
-            .collect();
+        let aborted: Vec<Place> = self.aborted.values().filter(|p| self.is_expired(p, rules)).copied().collect();
         for place in aborted {
             if wanted == 0 {
                 break;
@@ -687,12 +588,7 @@ impl Reader {
         Ok(self.counts.expired - before)
     }
 
-    fn sweep_ring(
-        &mut self,
-        journal: &Journal,
-        rules: Rules<'_>,
-        max: u64,
-    ) -> Result<u64, TakeError> {
+    fn sweep_ring(&mut self, journal: &Journal, rules: Rules<'_>, max: u64) -> Result<u64, TakeError> {
         let visible = self.ring.len() - self.hidden;
         let mut swept = Vec::new();
         let mut kept = VecDeque::with_capacity(self.ring.len());
@@ -723,11 +619,7 @@ impl Reader {
     }
 
     fn finish(&mut self, journal: &Journal, place: &Place) -> Result<(), TakeError> {
-        let io = |error| TakeError::Io {
-            segment: place.segment,
-            offset: place.offset,
-            error,
-        };
+        let io = |error| TakeError::Io { segment: place.segment, offset: place.offset, error };
         if let Some(segment) = self.segment(journal, place.segment).map_err(io)? {
             self.spent |= segment.mark_done(place.ordinal).map_err(io)?;
         }
@@ -735,11 +627,7 @@ impl Reader {
     }
 
     /// Drops the oldest waiting item; `false` if none may be dropped.
-    pub(crate) fn drop_oldest(
-        &mut self,
-        journal: &Journal,
-        rules: Rules<'_>,
-    ) -> Result<bool, TakeError> {
+    pub(crate) fn drop_oldest(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<bool, TakeError> {
         let Some(taken) = self.take(journal, rules)? else {
             return Ok(false);
         };
@@ -752,13 +640,7 @@ impl Reader {
     pub(crate) fn hold(&mut self, taken: &Taken, starts: u32, since_ms: u64) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let held = Held {
-            place: taken.place,
-            segment: Some(Arc::clone(&taken.segment)),
-            starts,
-            since_ms,
-            serial,
-        };
+        let held = Held { place: taken.place, segment: Some(Arc::clone(&taken.segment)), starts, since_ms, serial };
         self.open.insert(taken.place.id, held);
         serial
     }
@@ -776,12 +658,7 @@ impl Reader {
         let cleared = self.items;
         self.ring.clear();
         self.aborted.clear();
-        (
-            self.hidden,
-            self.ring_bytes,
-            self.expiring,
-            self.next_expiry_ms,
-        ) = (0, 0, 0, NEVER_MS);
+        (self.hidden, self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, 0, NEVER_MS);
         (self.items, self.bytes, self.visible) = (0, 0, 0);
         self.read_id = self.offered_id;
         self.visible_id = self.offered_id;
@@ -795,32 +672,17 @@ impl Reader {
 
     /// Items held ready and their bytes.
     pub(crate) fn in_memory(&self) -> (u64, u64) {
-        let aborted: u64 = self
-            .aborted
-            .values()
-            .map(|p| u64::from(p.payload_len))
-            .sum();
-        (
-            (self.ring.len() + self.aborted.len()) as u64,
-            self.ring_bytes + aborted,
-        )
+        let aborted: u64 = self.aborted.values().map(|p| u64::from(p.payload_len)).sum();
+        ((self.ring.len() + self.aborted.len()) as u64, self.ring_bytes + aborted)
     }
 
     /// Put time of the first item that waits, as far as it is known without reading.
     pub(crate) fn oldest_put_ms(&self) -> Option<u64> {
-        self.aborted
-            .values()
-            .next()
-            .or_else(|| self.ring.front())
-            .map(|place| place.put_ms)
+        self.aborted.values().next().or_else(|| self.ring.front()).map(|place| place.put_ms)
     }
 
     /// The first waiting item, without taking it.
-    pub(crate) fn peek(
-        &mut self,
-        journal: &Journal,
-        rules: Rules<'_>,
-    ) -> Result<Option<Taken>, TakeError> {
+    pub(crate) fn peek(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Taken>, TakeError> {
         let taken = self.take(journal, rules)?;
         if let Some(taken) = &taken {
             self.return_waiting(taken.place);

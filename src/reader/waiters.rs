@@ -95,11 +95,7 @@ impl Line {
         let number = self.next;
         self.next += 1;
         self.waiting.insert(number, Arc::clone(&waiter));
-        Ticket {
-            number,
-            waiter,
-            left: AtomicBool::new(false),
-        }
+        Ticket { number, waiter, left: AtomicBool::new(false) }
     }
 
     /// Whether the ticket holds a promise (or the line was ended).
@@ -112,8 +108,7 @@ impl Line {
         if self.is_called(ticket) {
             self.promised.remove(&ticket.number);
             ticket.waiter.called.store(false, Ordering::Relaxed);
-            self.waiting
-                .insert(ticket.number, Arc::clone(&ticket.waiter));
+            self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));
         }
     }
 
@@ -182,11 +177,7 @@ impl Ticket {
 
 /// Sleeps until one of several tickets is called or until `deadline`; `false`: the time is over.
 pub(crate) fn sleep_any(tickets: &[&Ticket], deadline: Option<Instant>) -> bool {
-    let called = || {
-        tickets
-            .iter()
-            .any(|t| t.waiter.called.load(Ordering::Acquire))
-    };
+    let called = || tickets.iter().any(|t| t.waiter.called.load(Ordering::Acquire));
     if spin_until(called) {
         return true;
     }
@@ -233,13 +224,7 @@ mod tests {
         let tickets: Vec<Ticket> = (0..3).map(|_| line.join()).collect();
         let mut wakes = Wakes::default();
         line.promise_up_to(2, &mut wakes);
-        assert_eq!(
-            tickets
-                .iter()
-                .map(|t| line.is_called(t))
-                .collect::<Vec<_>>(),
-            [true, true, false]
-        );
+        assert_eq!(tickets.iter().map(|t| line.is_called(t)).collect::<Vec<_>>(), [true, true, false]);
         assert_eq!((line.promised(), line.len()), (2, 3));
         wakes.wake();
     }

@@ -16,120 +16,25 @@ pub(super) struct Workload {
 const EVERY: Durability = Durability::Every(std::time::Duration::from_millis(100));
 
 pub(super) const WORKLOADS: &[Workload] = &[
-    Workload {
-        name: "single puts",
-        durability: Durability::Sync,
-        may_map: true,
-        work: single_puts,
-    },
-    Workload {
-        name: "single puts, positional",
-        durability: Durability::Sync,
-        may_map: false,
-        work: single_puts,
-    },
-    Workload {
-        name: "single puts, os",
-        durability: Durability::Os,
-        may_map: true,
-        work: single_puts,
-    },
-    Workload {
-        name: "batches",
-        durability: Durability::Sync,
-        may_map: true,
-        work: batches,
-    },
-    Workload {
-        name: "batches, os",
-        durability: Durability::Os,
-        may_map: true,
-        work: batches,
-    },
-    Workload {
-        name: "open and end",
-        durability: Durability::Sync,
-        may_map: true,
-        work: open_and_end,
-    },
-    Workload {
-        name: "open and end, os",
-        durability: Durability::Os,
-        may_map: true,
-        work: open_and_end,
-    },
-    Workload {
-        name: "rolls",
-        durability: Durability::Sync,
-        may_map: true,
-        work: rolls,
-    },
-    Workload {
-        name: "rolls, os",
-        durability: Durability::Os,
-        may_map: true,
-        work: rolls,
-    },
-    Workload {
-        name: "rolls, every",
-        durability: EVERY,
-        may_map: true,
-        work: rolls,
-    },
-    Workload {
-        name: "recycle",
-        durability: Durability::Sync,
-        may_map: true,
-        work: recycle,
-    },
-    Workload {
-        name: "recycle, os",
-        durability: Durability::Os,
-        may_map: true,
-        work: recycle,
-    },
-    Workload {
-        name: "recycle, synced marks",
-        durability: Durability::Os,
-        may_map: true,
-        work: recycle_synced,
-    },
-    Workload {
-        name: "clear",
-        durability: Durability::Sync,
-        may_map: true,
-        work: clear,
-    },
-    Workload {
-        name: "clear, os",
-        durability: Durability::Os,
-        may_map: true,
-        work: clear,
-    },
-    Workload {
-        name: "delete",
-        durability: Durability::Sync,
-        may_map: true,
-        work: delete,
-    },
-    Workload {
-        name: "two queues",
-        durability: Durability::Sync,
-        may_map: true,
-        work: two_queues,
-    },
-    Workload {
-        name: "append",
-        durability: Durability::Sync,
-        may_map: true,
-        work: append,
-    },
-    Workload {
-        name: "middle freed",
-        durability: Durability::Sync,
-        may_map: true,
-        work: middle_freed,
-    },
+    Workload { name: "single puts", durability: Durability::Sync, may_map: true, work: single_puts },
+    Workload { name: "single puts, positional", durability: Durability::Sync, may_map: false, work: single_puts },
+    Workload { name: "single puts, os", durability: Durability::Os, may_map: true, work: single_puts },
+    Workload { name: "batches", durability: Durability::Sync, may_map: true, work: batches },
+    Workload { name: "batches, os", durability: Durability::Os, may_map: true, work: batches },
+    Workload { name: "open and end", durability: Durability::Sync, may_map: true, work: open_and_end },
+    Workload { name: "open and end, os", durability: Durability::Os, may_map: true, work: open_and_end },
+    Workload { name: "rolls", durability: Durability::Sync, may_map: true, work: rolls },
+    Workload { name: "rolls, os", durability: Durability::Os, may_map: true, work: rolls },
+    Workload { name: "rolls, every", durability: EVERY, may_map: true, work: rolls },
+    Workload { name: "recycle", durability: Durability::Sync, may_map: true, work: recycle },
+    Workload { name: "recycle, os", durability: Durability::Os, may_map: true, work: recycle },
+    Workload { name: "recycle, synced marks", durability: Durability::Os, may_map: true, work: recycle_synced },
+    Workload { name: "clear", durability: Durability::Sync, may_map: true, work: clear },
+    Workload { name: "clear, os", durability: Durability::Os, may_map: true, work: clear },
+    Workload { name: "delete", durability: Durability::Sync, may_map: true, work: delete },
+    Workload { name: "two queues", durability: Durability::Sync, may_map: true, work: two_queues },
+    Workload { name: "append", durability: Durability::Sync, may_map: true, work: append },
+    Workload { name: "middle freed", durability: Durability::Sync, may_map: true, work: middle_freed },
 ];
 
 fn single_puts(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
@@ -264,9 +169,7 @@ pub(super) fn random(run: &mut Run<'_>, seed: u64) -> Result<(), Stop> {
         match next(20) {
             0..=5 => run.put(name, [8, 200, 3000, 20_000, 40_000][next(5) as usize])?,
             6 | 7 => {
-                let sizes: Vec<usize> = (0..=next(4))
-                    .map(|_| [16, 900, 6000][next(3) as usize])
-                    .collect();
+                let sizes: Vec<usize> = (0..=next(4)).map(|_| [16, 900, 6000][next(3) as usize]).collect();
                 run.batch(name, &sizes)?;
             }
             8 => {
@@ -290,12 +193,7 @@ pub(super) fn random(run: &mut Run<'_>, seed: u64) -> Result<(), Stop> {
             18 => {
                 if next(4) == 0 {
                     run.clear(name)?;
-                    held.retain(|key| {
-                        run.ledger
-                            .entries
-                            .get(key)
-                            .is_some_and(|entry| entry.queue != name)
-                    });
+                    held.retain(|key| run.ledger.entries.get(key).is_some_and(|entry| entry.queue != name));
                 }
             }
             _ => run.upkeep(),
@@ -336,12 +234,7 @@ pub(super) struct Effort {
     pub(super) stride: u64,
 }
 
-pub(super) fn explore(
-    workload: &Workload,
-    seed: u64,
-    effort: Effort,
-    tally: &mut Tally,
-) -> Verdict {
+pub(super) fn explore(workload: &Workload, seed: u64, effort: Effort, tally: &mut Tally) -> Verdict {
     let whole = SimDisk::new(seed);
     run_on(&whole, workload, seed);
     let steps = whole.steps();
@@ -352,19 +245,14 @@ pub(super) fn explore(
             disk.crash_at(step, when);
             let ledger = run_on(&disk, workload, seed);
             let tell = |fate: &dyn std::fmt::Debug, what: String| {
-                format!(
-                    "{}: seed {seed}, step {step} {when:?}, {fate:?}: {what}",
-                    workload.name
-                )
+                format!("{}: seed {seed}, step {step} {when:?}, {fate:?}: {what}", workload.name)
             };
             tally.states += 1;
-            judge_state(&disk.kill(), &ledger, workload, Cut::Kill, effort, tally)
-                .map_err(|e| tell(&"kill", e))?;
+            judge_state(&disk.kill(), &ledger, workload, Cut::Kill, effort, tally).map_err(|e| tell(&"kill", e))?;
             for fate in disk.fates(effort.exhaustive, effort.random, seed ^ step) {
                 tally.states += 1;
                 let after = disk.power_cut(fate);
-                judge_state(&after, &ledger, workload, Cut::Power, effort, tally)
-                    .map_err(|e| tell(&fate, e))?;
+                judge_state(&after, &ledger, workload, Cut::Power, effort, tally).map_err(|e| tell(&fate, e))?;
             }
         }
         step += effort.stride;
@@ -394,13 +282,7 @@ fn judge_state(
             let told = |e| format!("recovery crashed at its step {step}: {e}");
             judge(&second.kill(), ledger, workload.durability, cut).map_err(told)?;
             let fate = Fate::Random(step.wrapping_mul(7919) ^ tally.states);
-            judge(
-                &second.power_cut(fate),
-                ledger,
-                workload.durability,
-                Cut::Power,
-            )
-            .map_err(told)?;
+            judge(&second.power_cut(fate), ledger, workload.durability, Cut::Power).map_err(told)?;
         }
     }
     judge(disk, ledger, workload.durability, cut)
@@ -408,8 +290,7 @@ fn judge_state(
 
 fn recover_all(disk: &SimDisk, workload: &Workload, ledger: &Ledger) {
     if let Ok(set) = open(disk, workload.durability) {
-        let names: std::collections::BTreeSet<&str> =
-            ledger.entries.values().map(|entry| entry.queue).collect();
+        let names: std::collections::BTreeSet<&str> = ledger.entries.values().map(|entry| entry.queue).collect();
         for name in names {
             let _ = set.get_queue(name);
         }
@@ -419,29 +300,19 @@ fn recover_all(disk: &SimDisk, workload: &Workload, ledger: &Ledger) {
 /// Each sync of a workload fails in turn, in both ways; then the process dies, another one recovers, syncs, believes it,
 /// and the power goes.
 pub(super) fn failed_syncs(seed: u64) -> Verdict {
-    for workload in WORKLOADS
-        .iter()
-        .filter(|w| w.durability == Durability::Sync)
-    {
+    for workload in WORKLOADS.iter().filter(|w| w.durability == Durability::Sync) {
         for how in [SyncFailure::KeepsContent, SyncFailure::RevertsContent] {
             for nth in 0..60 {
                 let disk = SimDisk::new(seed);
                 disk.set_sync_failure(how);
                 disk.fail(Op::Sync, nth, 1, std::io::ErrorKind::Other);
                 let ledger = run_on(&disk, workload, seed);
-                let told = |what: &str, e: String| {
-                    format!("{}: sync {nth} fails, {how:?}, {what}: {e}", workload.name)
-                };
+                let told = |what: &str, e: String| format!("{}: sync {nth} fails, {how:?}, {what}: {e}", workload.name);
                 let mut ledger = ledger;
                 // What the orderly close then does is no part of this.
                 ledger.closing = true;
-                judge(
-                    &disk.power_cut(Fate::None),
-                    &ledger,
-                    workload.durability,
-                    Cut::Power,
-                )
-                .map_err(|e| told("cut", e))?;
+                judge(&disk.power_cut(Fate::None), &ledger, workload.durability, Cut::Power)
+                    .map_err(|e| told("cut", e))?;
                 let second = disk.kill();
                 {
                     let Ok(set) = open(&second, workload.durability) else {
@@ -532,17 +403,12 @@ pub(super) fn two_lives(seed: u64) -> Verdict {
                 }
                 run.leave();
                 let tell = |what: &str, e: String| {
-                    format!(
-                        "{}: two lives, seed {seed}, step {step}, {fate:?}, {what}: {e}",
-                        workload.name
-                    )
+                    format!("{}: two lives, seed {seed}, step {step}, {fate:?}, {what}: {e}", workload.name)
                 };
-                judge(&second.kill(), &ledger, workload.durability, Cut::Kill)
-                    .map_err(|e| tell("killed", e))?;
+                judge(&second.kill(), &ledger, workload.durability, Cut::Kill).map_err(|e| tell("killed", e))?;
                 for fate in [Fate::None, Fate::All, Fate::Random(step)] {
                     let after = second.power_cut(fate);
-                    judge(&after, &ledger, workload.durability, Cut::Power)
-                        .map_err(|e| tell("cut", e))?;
+                    judge(&after, &ledger, workload.durability, Cut::Power).map_err(|e| tell("cut", e))?;
                 }
             }
         }
@@ -551,10 +417,7 @@ pub(super) fn two_lives(seed: u64) -> Verdict {
 }
 
 pub(super) fn from_env(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(default)
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 #[test]
@@ -576,10 +439,7 @@ fn every_step_of_every_workload_under_every_fate() {
         }
         println!("crash: {}: {} states", workload.name, tally.states - before);
     }
-    println!(
-        "crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}",
-        tally.states, tally.recoveries
-    );
+    println!("crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}", tally.states, tally.recoveries);
 }
 
 #[test]
@@ -590,30 +450,12 @@ fn long_random_workloads() {
     let mut round = 0;
     while tally.states < wanted {
         let durability = [Durability::Sync, Durability::Os, EVERY][(round % 3) as usize];
-        let workload = Workload {
-            name: "random",
-            durability,
-            may_map: round % 5 != 4,
-            work: random,
-        };
-        let effort = Effort {
-            exhaustive: 5,
-            random: 4,
-            depth_2_every: 61,
-            stride: 7,
-        };
-        if let Err(violation) = explore(
-            &workload,
-            seed.wrapping_add(round * 1_000_003),
-            effort,
-            &mut tally,
-        ) {
+        let workload = Workload { name: "random", durability, may_map: round % 5 != 4, work: random };
+        let effort = Effort { exhaustive: 5, random: 4, depth_2_every: 61, stride: 7 };
+        if let Err(violation) = explore(&workload, seed.wrapping_add(round * 1_000_003), effort, &mut tally) {
             panic!("{durability:?}: {violation}");
         }
         round += 1;
     }
-    println!(
-        "crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}",
-        tally.states, tally.recoveries
-    );
+    println!("crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}", tally.states, tally.recoveries);
 }

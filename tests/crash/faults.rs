@@ -7,8 +7,7 @@ use super::oracle::{DIR, options, payload};
 use crate::disk::Disk;
 use crate::disk::sim::{Fate, Op, SimDisk, SyncFailure};
 use crate::{
-    CloseError, Durability, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet,
-    SyncError, WhenFull,
+    CloseError, Durability, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet, SyncError, WhenFull,
 };
 
 fn open(disk: &SimDisk) -> QueueSet {
@@ -16,11 +15,7 @@ fn open(disk: &SimDisk) -> QueueSet {
 }
 
 fn with_options(disk: &SimDisk, options: QueueOptions) -> QueueSet {
-    QueueSet::builder()
-        .disk(Disk::Sim(disk.clone()))
-        .defaults(options)
-        .open(DIR)
-        .expect("opens")
+    QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options).open(DIR).expect("opens")
 }
 
 #[test]
@@ -39,10 +34,7 @@ fn f14_a_full_disk_refuses_puts_and_nothing_else() {
     assert!(matches!(refused, PutError::NoSpace { .. }), "{refused:?}");
     assert!(stored >= 2);
     let put_files = disk.list_files();
-    assert!(matches!(
-        queue.put(payload(9, 20_000)),
-        Err(PutError::NoSpace { .. })
-    ));
+    assert!(matches!(queue.put(payload(9, 20_000)), Err(PutError::NoSpace { .. })));
     assert_eq!(disk.list_files(), put_files, "a refused put leaves no file");
     for key in 0..stored {
         let item = queue.try_open().expect("undamaged").expect("there");
@@ -59,9 +51,7 @@ fn f15_a_thousand_open_items_are_closed_on_a_full_disk_and_stay_closed() {
     let disk = SimDisk::new(1);
     let set = open(&disk);
     let queue = set.queue("q").expect("opens");
-    queue
-        .put_batch((0..1000u32).map(|n| n.to_le_bytes()))
-        .expect("room");
+    queue.put_batch((0..1000u32).map(|n| n.to_le_bytes())).expect("room");
     let items = queue.open_batch(1000, Duration::ZERO).expect("undamaged");
     assert_eq!(items.len(), 1000);
     disk.set_space(0);
@@ -83,21 +73,12 @@ fn f16_f20_the_first_failed_sync_is_final_and_durable_items_can_be_read() {
         queue.put(b"durable").expect("room");
         disk.set_sync_failure(how);
         disk.fail(Op::Sync, 0, 1, ErrorKind::Other);
-        assert!(matches!(
-            queue.put(b"lost?"),
-            Err(PutError::Indeterminate { .. })
-        ));
-        assert!(
-            matches!(queue.put(b"next"), Err(PutError::Failed { .. })),
-            "the disk would succeed now"
-        );
+        assert!(matches!(queue.put(b"lost?"), Err(PutError::Indeterminate { .. })));
+        assert!(matches!(queue.put(b"next"), Err(PutError::Failed { .. })), "the disk would succeed now");
         assert!(matches!(queue.sync(), Err(SyncError::Failed { .. })));
         let item = queue.try_open().expect("undamaged").expect("there");
         assert_eq!(item.data(), b"durable");
-        assert!(
-            queue.try_get().expect("undamaged").is_none(),
-            "what is undetermined is not delivered"
-        );
+        assert!(queue.try_get().expect("undamaged").is_none(), "what is undetermined is not delivered");
         drop(item);
         let reopened = open(&disk.kill());
         let queue = reopened.queue("q").expect("opens");
@@ -139,17 +120,11 @@ fn f19_an_error_on_any_write_is_told_and_corrupts_nothing() {
 fn f21_a_read_error_names_the_segment_and_leaves_other_queues_alone() {
     let disk = SimDisk::new(1);
     let set = open(&disk);
-    let (bad, good) = (
-        set.queue("bad").expect("opens"),
-        set.queue("good").expect("opens"),
-    );
+    let (bad, good) = (set.queue("bad").expect("opens"), set.queue("good").expect("opens"));
     bad.put(b"x").expect("room");
     good.put(b"y").expect("room");
     disk.fail(Op::Read, 0, 3, ErrorKind::Other);
-    assert!(matches!(
-        bad.try_get(),
-        Err(GetError::Io { segment: 1, .. })
-    ));
+    assert!(matches!(bad.try_get(), Err(GetError::Io { segment: 1, .. })));
     disk.heal();
     assert_eq!(good.get().expect("there").data(), b"y");
     assert_eq!(bad.get().expect("still there").data(), b"x");
@@ -157,15 +132,7 @@ fn f21_a_read_error_names_the_segment_and_leaves_other_queues_alone() {
 
 #[test]
 fn f24_errors_while_opening_are_typed_and_leave_no_lock_behind() {
-    for op in [
-        Op::Mkdir,
-        Op::Create,
-        Op::Sync,
-        Op::SyncDir,
-        Op::Rename,
-        Op::Allocate,
-        Op::Write,
-    ] {
+    for op in [Op::Mkdir, Op::Create, Op::Sync, Op::SyncDir, Op::Rename, Op::Allocate, Op::Write] {
         for nth in 0..6 {
             let disk = SimDisk::new(1);
             disk.fail(op, nth, 1, ErrorKind::Other);
@@ -185,12 +152,7 @@ fn f22_k142_a_clock_set_back_lengthens_nothing_while_the_process_lives() {
     let disk = SimDisk::new(1);
     let set = open(&disk);
     let queue = set.queue("q").expect("opens");
-    queue
-        .put_with(
-            b"x",
-            &PutOptions::new().expires_in(Duration::from_millis(200)),
-        )
-        .expect("room");
+    queue.put_with(b"x", &PutOptions::new().expires_in(Duration::from_millis(200))).expect("room");
     disk.set_wall_ms(1);
     disk.advance_ms(201);
     assert!(queue.try_get().expect("undamaged").is_none());
@@ -200,37 +162,23 @@ fn f22_k142_a_clock_set_back_lengthens_nothing_while_the_process_lives() {
 #[test]
 fn f38_a_clock_that_was_set_back_between_two_opens_does_not_go_back() {
     let disk = SimDisk::new(1);
-    let set = with_options(
-        &disk,
-        options(Durability::Sync).max_age(Duration::from_secs(60)),
-    );
+    let set = with_options(&disk, options(Durability::Sync).max_age(Duration::from_secs(60)));
     set.queue("q").expect("opens").put(b"x").expect("room");
     set.close().expect("closed");
     disk.set_wall_ms(5);
-    let set = with_options(
-        &disk,
-        options(Durability::Sync).max_age(Duration::from_secs(60)),
-    );
+    let set = with_options(&disk, options(Durability::Sync).max_age(Duration::from_secs(60)));
     let queue = set.queue("q").expect("opens");
     disk.advance_ms(59_000);
     assert!(queue.peek().expect("undamaged").is_some());
     disk.advance_ms(2_000);
-    assert!(
-        queue.peek().expect("undamaged").is_none(),
-        "60 s have passed since the put"
-    );
+    assert!(queue.peek().expect("undamaged").is_none(), "60 s have passed since the put");
 }
 
 #[test]
 fn k126_an_item_is_alive_at_its_expiry_and_gone_a_millisecond_later() {
     let disk = SimDisk::new(1);
     let queue = open(&disk).queue("q").expect("opens");
-    queue
-        .put_with(
-            b"x",
-            &PutOptions::new().expires_in(Duration::from_millis(10)),
-        )
-        .expect("room");
+    queue.put_with(b"x", &PutOptions::new().expires_in(Duration::from_millis(10))).expect("room");
     disk.advance_ms(10);
     assert!(queue.peek().expect("undamaged").is_some());
     disk.advance_ms(1);
@@ -240,29 +188,13 @@ fn k126_an_item_is_alive_at_its_expiry_and_gone_a_millisecond_later() {
 #[test]
 fn k127_the_earlier_of_own_expiry_and_max_age_counts() {
     let disk = SimDisk::new(1);
-    let set = with_options(
-        &disk,
-        options(Durability::Sync).max_age(Duration::from_secs(2)),
-    );
+    let set = with_options(&disk, options(Durability::Sync).max_age(Duration::from_secs(2)));
     let queue = set.queue("q").expect("opens");
-    queue
-        .put_with(
-            b"five",
-            &PutOptions::new().expires_in(Duration::from_secs(5)),
-        )
-        .expect("room");
-    queue
-        .put_with(
-            b"one",
-            &PutOptions::new().expires_in(Duration::from_secs(1)),
-        )
-        .expect("room");
+    queue.put_with(b"five", &PutOptions::new().expires_in(Duration::from_secs(5))).expect("room");
+    queue.put_with(b"one", &PutOptions::new().expires_in(Duration::from_secs(1))).expect("room");
     disk.advance_ms(1_500);
     assert_eq!(queue.discard_expired(10).expect("undamaged"), 1);
-    assert_eq!(
-        queue.peek().expect("undamaged").expect("there").data(),
-        b"five"
-    );
+    assert_eq!(queue.peek().expect("undamaged").expect("there").data(), b"five");
     disk.advance_ms(1_000);
     assert!(queue.peek().expect("undamaged").is_none());
 }
@@ -270,26 +202,16 @@ fn k127_the_earlier_of_own_expiry_and_max_age_counts() {
 #[test]
 fn k128_a_lowered_max_age_reaches_waiting_items_and_a_raised_one_does_not() {
     let disk = SimDisk::new(1);
-    let set = with_options(
-        &disk,
-        options(Durability::Sync).max_age(Duration::from_secs(60)),
-    );
+    let set = with_options(&disk, options(Durability::Sync).max_age(Duration::from_secs(60)));
     let queue = set.queue("q").expect("opens");
     queue.put(b"x").expect("room");
     disk.advance_ms(5_000);
-    queue
-        .set_options(queue.options().max_age(Duration::from_secs(1)))
-        .expect("valid");
+    queue.set_options(queue.options().max_age(Duration::from_secs(1))).expect("valid");
     assert!(queue.try_get().expect("undamaged").is_none());
     queue.put(b"short").expect("room");
-    queue
-        .set_options(queue.options().max_age(Duration::from_secs(60)))
-        .expect("valid");
+    queue.set_options(queue.options().max_age(Duration::from_secs(60))).expect("valid");
     disk.advance_ms(2_000);
-    assert!(
-        queue.try_get().expect("undamaged").is_none(),
-        "fixed at the put"
-    );
+    assert!(queue.try_get().expect("undamaged").is_none(), "fixed at the put");
 }
 
 #[test]
@@ -297,12 +219,7 @@ fn k130_a_sweep_stops_at_its_limit_and_a_get_never_gives_an_expired_item() {
     let disk = SimDisk::new(1);
     let queue = open(&disk).queue("q").expect("opens");
     for _ in 0..4 {
-        queue
-            .put_with(
-                b"old",
-                &PutOptions::new().expires_in(Duration::from_millis(1)),
-            )
-            .expect("room");
+        queue.put_with(b"old", &PutOptions::new().expires_in(Duration::from_millis(1))).expect("room");
     }
     queue.put(b"live").expect("room");
     disk.advance_ms(10);
@@ -334,21 +251,13 @@ fn s33_the_background_sweep_removes_expired_items_behind_a_live_head() {
     let set = open(&disk);
     let queue = set.queue("q").expect("opens");
     queue.put(b"head").expect("room");
-    queue
-        .put_with(
-            b"old",
-            &PutOptions::new().expires_in(Duration::from_millis(5)),
-        )
-        .expect("room");
+    queue.put_with(b"old", &PutOptions::new().expires_in(Duration::from_millis(5))).expect("room");
     for _ in 0..3 {
         disk.advance_ms(1_001);
         set.run_upkeep();
     }
     assert_eq!(queue.len(), 1);
-    assert_eq!(
-        queue.peek().expect("undamaged").expect("there").data(),
-        b"head"
-    );
+    assert_eq!(queue.peek().expect("undamaged").expect("there").data(), b"head");
 }
 
 #[test]
@@ -372,20 +281,11 @@ fn k65_an_item_that_expires_while_the_process_is_down_is_never_delivered() {
     let disk = SimDisk::new(1);
     let set = open(&disk);
     let queue = set.queue("q").expect("opens");
-    queue
-        .put_with(b"x", &PutOptions::new().expires_in(Duration::from_secs(1)))
-        .expect("room");
+    queue.put_with(b"x", &PutOptions::new().expires_in(Duration::from_secs(1))).expect("room");
     drop(queue);
     set.close().expect("closed");
     disk.advance_ms(2_000);
-    assert!(
-        open(&disk)
-            .queue("q")
-            .expect("opens")
-            .try_get()
-            .expect("undamaged")
-            .is_none()
-    );
+    assert!(open(&disk).queue("q").expect("opens").try_get().expect("undamaged").is_none());
 }
 
 #[test]
@@ -393,12 +293,7 @@ fn an_expired_item_is_no_reason_to_refuse_a_put() {
     let disk = SimDisk::new(1);
     let set = with_options(&disk, options(Durability::Sync).max_items(1));
     let queue = set.queue("q").expect("opens");
-    queue
-        .put_with(
-            b"old",
-            &PutOptions::new().expires_in(Duration::from_millis(5)),
-        )
-        .expect("room");
+    queue.put_with(b"old", &PutOptions::new().expires_in(Duration::from_millis(5))).expect("room");
     disk.advance_ms(10);
     queue.put(b"new").expect("the expired one is swept first");
     assert!(matches!(queue.put(b"third"), Err(PutError::Full { .. })));
@@ -423,20 +318,10 @@ fn the_disk_cap_refuses_or_drops_and_closing_makes_room() {
         match when_full {
             WhenFull::DropOldest => assert_eq!(stored, 40),
             _ => {
-                assert!(matches!(
-                    queue.put(payload(0, 20_000)),
-                    Err(PutError::Full {
-                        limit: crate::Limit::Disk,
-                        ..
-                    })
-                ));
-                queue
-                    .try_iter()
-                    .for_each(|item| item.expect("undamaged").close().expect("marked"));
+                assert!(matches!(queue.put(payload(0, 20_000)), Err(PutError::Full { limit: crate::Limit::Disk, .. })));
+                queue.try_iter().for_each(|item| item.expect("undamaged").close().expect("marked"));
                 set.run_upkeep();
-                queue
-                    .put(payload(0, 20_000))
-                    .expect("freed segments make room");
+                queue.put(payload(0, 20_000)).expect("freed segments make room");
             }
         }
     }
@@ -471,11 +356,7 @@ fn k43_a_guard_that_outlives_its_set_says_closed_and_its_item_is_there_again() {
     assert!(matches!(item.close(), Err(CloseError::Closed)));
     assert!(matches!(queue.put(b"y"), Err(PutError::Closed)));
     let queue = open(&disk).queue("q").expect("opens");
-    assert_eq!(
-        queue.get().expect("there").attempts(),
-        1,
-        "an orderly stop gives the start back"
-    );
+    assert_eq!(queue.get().expect("there").attempts(), 1, "an orderly stop gives the start back");
 }
 
 #[test]
@@ -489,22 +370,11 @@ fn idle_queues_prove_their_tail_with_a_checkpoint() {
         disk.advance_ms(1_001);
         set.run_upkeep();
         let copy = disk.kill();
-        let path = copy
-            .list_files()
-            .into_iter()
-            .find(|p| p.extension().is_some_and(|e| e == "seg"))
-            .expect("synced");
+        let path = copy.list_files().into_iter().find(|p| p.extension().is_some_and(|e| e == "seg")).expect("synced");
         let mut bytes = copy.read_file(&path).expect("there");
         bytes[4096 + 50] ^= 1;
         copy.write_file(&path, &bytes);
-        damaged.push(matches!(
-            open(&copy).queue("q"),
-            Err(OpenError::Corrupt { .. })
-        ));
+        damaged.push(matches!(open(&copy).queue("q"), Err(OpenError::Corrupt { .. })));
     }
-    assert_eq!(
-        damaged.last(),
-        Some(&true),
-        "damage to the last synced item is told from a torn write: {damaged:?}"
-    );
+    assert_eq!(damaged.last(), Some(&true), "damage to the last synced item is told from a torn write: {damaged:?}");
 }

@@ -17,9 +17,7 @@ fn written(durability: Durability, clean: bool) -> SimDisk {
     for key in 0..ITEMS - 3 {
         queue.put(payload(key, 100 + key as usize)).expect("room");
     }
-    queue
-        .put_batch((ITEMS - 3..ITEMS).map(|key| payload(key, 50)))
-        .expect("room");
+    queue.put_batch((ITEMS - 3..ITEMS).map(|key| payload(key, 50))).expect("room");
     for _ in 0..2 {
         queue.try_get().expect("undamaged").expect("there");
     }
@@ -44,11 +42,7 @@ fn read(set: &QueueSet) -> Result<(Vec<u64>, bool), String> {
         match queue.try_get() {
             Ok(Some(item)) => {
                 let key = key_of(item.data()).ok_or("a payload that was never put")?;
-                let size = if key < ITEMS - 3 {
-                    100 + key as usize
-                } else {
-                    50
-                };
+                let size = if key < ITEMS - 3 { 100 + key as usize } else { 50 };
                 if key >= ITEMS || item.data() != payload(key, size) {
                     return Err(format!("key {key} has other bytes"));
                 }
@@ -64,29 +58,16 @@ fn read(set: &QueueSet) -> Result<(Vec<u64>, bool), String> {
 }
 
 fn segment(disk: &SimDisk) -> PathBuf {
-    let is_segment = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|ending| ending == "seg" || ending == "new")
-    };
-    disk.list_files()
-        .into_iter()
-        .find(|path| path.starts_with(DIR) && is_segment(path))
-        .expect("one segment")
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "seg" || ending == "new");
+    disk.list_files().into_iter().find(|path| path.starts_with(DIR) && is_segment(path)).expect("one segment")
 }
 
 /// Opens the damaged disk and judges: every item that a `Sync` put was answered for is there, or an error was given.
 fn judge(disk: &SimDisk, what: &dyn std::fmt::Display, durable: bool) -> Verdict {
     for salvage in [false, true] {
         let disk = disk.kill();
-        let choice = if salvage {
-            OnDamage::Salvage
-        } else {
-            OnDamage::Refuse
-        };
-        let set = QueueSet::builder()
-            .disk(Disk::Sim(disk.clone()))
-            .on_damage(choice)
-            .open(DIR);
+        let choice = if salvage { OnDamage::Salvage } else { OnDamage::Refuse };
+        let set = QueueSet::builder().disk(Disk::Sim(disk.clone())).on_damage(choice).open(DIR);
         let Ok(set) = set else { continue };
         let (keys, error) = read(&set).map_err(|e| format!("{what}: {e}"))?;
         let missing: Vec<u64> = (2..ITEMS).filter(|key| !keys.contains(key)).collect();
@@ -151,9 +132,7 @@ fn l14_zeroed_and_swapped_sectors_give_no_wrong_item() {
     let disk = written(Durability::Sync, true);
     let path = segment(&disk);
     let good = disk.read_file(&path).expect("there");
-    let sectors: Vec<usize> = (0..16)
-        .chain(good.len() / 512 - 2..good.len() / 512)
-        .collect();
+    let sectors: Vec<usize> = (0..16).chain(good.len() / 512 - 2..good.len() / 512).collect();
     for &a in &sectors {
         let mut bytes = good.clone();
         bytes[a * 512..(a + 1) * 512].fill(0);
@@ -163,15 +142,11 @@ fn l14_zeroed_and_swapped_sectors_give_no_wrong_item() {
         }
         for &b in &sectors {
             let mut bytes = good.clone();
-            let (x, y) = (
-                good[a * 512..][..512].to_vec(),
-                good[b * 512..][..512].to_vec(),
-            );
+            let (x, y) = (good[a * 512..][..512].to_vec(), good[b * 512..][..512].to_vec());
             bytes[b * 512..][..512].copy_from_slice(&x);
             bytes[a * 512..][..512].copy_from_slice(&y);
             disk.write_file(&path, &bytes);
-            if let Err(violation) = judge(&disk, &format_args!("sectors {a} and {b} swapped"), true)
-            {
+            if let Err(violation) = judge(&disk, &format_args!("sectors {a} and {b} swapped"), true) {
                 panic!("{violation}");
             }
         }
@@ -184,10 +159,7 @@ fn k52_a_segment_cut_anywhere_gives_a_beginning_or_an_error() {
         let disk = written(Durability::Sync, clean);
         let path = segment(&disk);
         let good = disk.read_file(&path).expect("there");
-        for len in (0..4096 + 12 * 200)
-            .step_by(13)
-            .chain([good.len() - 1, good.len() - 600])
-        {
+        for len in (0..4096 + 12 * 200).step_by(13).chain([good.len() - 1, good.len() - 600]) {
             disk.write_file(&path, &good[..len]);
             if let Err(violation) = judge(&disk, &format_args!("cut at {len}"), clean) {
                 panic!("{violation}");
@@ -200,11 +172,7 @@ fn k52_a_segment_cut_anywhere_gives_a_beginning_or_an_error() {
 fn k55_hostile_lengths_and_counts_are_errors_without_big_allocations() {
     for name in ["meta", "set"] {
         let disk = written(Durability::Sync, true);
-        let path = disk
-            .list_files()
-            .into_iter()
-            .find(|p| p.ends_with(name))
-            .expect("there");
+        let path = disk.list_files().into_iter().find(|p| p.ends_with(name)).expect("there");
         let good = disk.read_file(&path).expect("there");
         for byte in (0..300).chain(4096..4396).chain(8188..8192) {
             let mut bytes = good.clone();
@@ -230,11 +198,7 @@ fn f26_salvage_loses_exactly_the_damaged_items_and_names_them() {
     let path = segment(&disk);
     let mut bytes = disk.read_file(&path).expect("there");
     // Damage in the payloads of items 4 and 5 (each frame of the first ten is 24 + 100.. bytes, rounded to 8).
-    let frame = |n: u64| -> usize {
-        4096 + (0..n)
-            .map(|k| (24 + 100 + k as usize).next_multiple_of(8))
-            .sum::<usize>()
-    };
+    let frame = |n: u64| -> usize { 4096 + (0..n).map(|k| (24 + 100 + k as usize).next_multiple_of(8)).sum::<usize>() };
     bytes[frame(4) + 40] ^= 1;
     bytes[frame(5) + 40] ^= 1;
     disk.write_file(&path, &bytes);
@@ -246,15 +210,7 @@ fn f26_salvage_loses_exactly_the_damaged_items_and_names_them() {
     let queue = set.queue("q").expect("salvaged");
     let (keys, error) = read(&set).expect("no wrong item");
     assert!(!error);
-    assert_eq!(
-        keys,
-        (2..ITEMS)
-            .filter(|key| *key != 4 && *key != 5)
-            .collect::<Vec<_>>()
-    );
-    assert_eq!(
-        queue.stats().damaged_items + queue.recovery().lost.len() as u64,
-        2
-    );
+    assert_eq!(keys, (2..ITEMS).filter(|key| *key != 4 && *key != 5).collect::<Vec<_>>());
+    assert_eq!(queue.stats().damaged_items + queue.recovery().lost.len() as u64, 2);
     assert!(queue.is_empty());
 }

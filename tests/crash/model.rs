@@ -74,21 +74,10 @@ struct Model {
 impl Model {
     fn expire(&mut self) {
         let now = self.now;
-        while let Some((id, _)) = self
-            .aborted
-            .iter()
-            .next()
-            .filter(|(_, t)| now > t.expires)
-            .map(|(id, t)| (*id, t))
-        {
+        while let Some((id, _)) = self.aborted.iter().next().filter(|(_, t)| now > t.expires).map(|(id, t)| (*id, t)) {
             self.aborted.remove(&id);
         }
-        while self.aborted.is_empty()
-            && self
-                .waiting
-                .front()
-                .is_some_and(|thing| now > thing.expires)
-        {
+        while self.aborted.is_empty() && self.waiting.front().is_some_and(|thing| now > thing.expires) {
             self.waiting.pop_front();
         }
     }
@@ -98,10 +87,7 @@ impl Model {
             return None;
         }
         self.expire();
-        self.aborted
-            .pop_first()
-            .map(|(_, thing)| thing)
-            .or_else(|| self.waiting.pop_front())
+        self.aborted.pop_first().map(|(_, thing)| thing).or_else(|| self.waiting.pop_front())
     }
 
     fn len(&self) -> u64 {
@@ -109,21 +95,12 @@ impl Model {
     }
 
     fn bytes(&self) -> u64 {
-        self.waiting
-            .iter()
-            .chain(self.aborted.values())
-            .map(|thing| thing.data.len() as u64)
-            .sum()
+        self.waiting.iter().chain(self.aborted.values()).map(|thing| thing.data.len() as u64).sum()
     }
 
     /// All open ones come back first, in the order of ids.
     fn restart(&mut self, refund: bool) {
-        let mut all: Vec<Thing> = self
-            .aborted
-            .values()
-            .cloned()
-            .chain(self.waiting.drain(..))
-            .collect();
+        let mut all: Vec<Thing> = self.aborted.values().cloned().chain(self.waiting.drain(..)).collect();
         for (mut thing, cleared) in self.open.drain(..) {
             if !cleared {
                 thing.starts -= u32::from(refund);
@@ -142,26 +119,16 @@ fn run(steps: Vec<Step>, config: (u64, Option<u64>, u8)) -> Result<(), TestCaseE
     let (memory, max_items, full) = config;
     let mut settings: QueueOptions = options(Durability::Sync).memory_bytes(memory);
     settings.max_items = max_items;
-    settings.when_full = if full == 1 {
-        WhenFull::DropOldest
-    } else {
-        WhenFull::Refuse
-    };
+    settings.when_full = if full == 1 { WhenFull::DropOldest } else { WhenFull::Refuse };
     let start = |disk: &SimDisk| -> (QueueSet, Queue) {
-        let set = QueueSet::builder()
-            .disk(Disk::Sim(disk.clone()))
-            .defaults(settings.clone())
-            .open(DIR)
-            .expect("opens");
+        let set =
+            QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(settings.clone()).open(DIR).expect("opens");
         let queue = set.queue("q").expect("opens");
         (set, queue)
     };
     let mut disk = SimDisk::new(9);
     let (mut set, mut queue) = start(&disk);
-    let mut model = Model {
-        now: 1_700_000_000_000,
-        ..Model::default()
-    };
+    let mut model = Model { now: 1_700_000_000_000, ..Model::default() };
     let mut items: Vec<OpenItem> = Vec::new();
     let mut key = 0u64;
     let mut highest = 0;
@@ -170,15 +137,12 @@ fn run(steps: Vec<Step>, config: (u64, Option<u64>, u8)) -> Result<(), TestCaseE
         match &step {
             Step::Put(size) => puts = Some((vec![*size as usize], u64::MAX)),
             Step::PutExpiring(size, ms) => puts = Some((vec![*size as usize], u64::from(*ms))),
-            Step::Batch(sizes) => {
-                puts = Some((sizes.iter().map(|s| *s as usize).collect(), u64::MAX))
-            }
+            Step::Batch(sizes) => puts = Some((sizes.iter().map(|s| *s as usize).collect(), u64::MAX)),
             Step::Get => {
                 let got = queue.try_get().expect("undamaged");
                 let expected = model.take();
                 prop_assert_eq!(
-                    got.as_ref()
-                        .map(|i| (i.id().get(), i.data().to_vec(), i.attempts())),
+                    got.as_ref().map(|i| (i.id().get(), i.data().to_vec(), i.attempts())),
                     expected.map(|t| (t.id, t.data, t.starts + 1))
                 );
             }
@@ -186,11 +150,8 @@ fn run(steps: Vec<Step>, config: (u64, Option<u64>, u8)) -> Result<(), TestCaseE
                 let got = queue.try_open().expect("undamaged");
                 let expected = model.take();
                 prop_assert_eq!(
-                    got.as_ref()
-                        .map(|i| (i.id().get(), i.data().to_vec(), i.attempts())),
-                    expected
-                        .as_ref()
-                        .map(|t| (t.id, t.data.clone(), t.starts + 1))
+                    got.as_ref().map(|i| (i.id().get(), i.data().to_vec(), i.attempts())),
+                    expected.as_ref().map(|t| (t.id, t.data.clone(), t.starts + 1))
                 );
                 if let (Some(item), Some(mut thing)) = (got, expected) {
                     thing.starts += 1;
@@ -220,21 +181,15 @@ fn run(steps: Vec<Step>, config: (u64, Option<u64>, u8)) -> Result<(), TestCaseE
                 if !model.paused {
                     model.expire();
                 }
-                let expected = if model.paused {
-                    None
-                } else {
-                    model.aborted.values().next().or(model.waiting.front())
-                };
+                let expected =
+                    if model.paused { None } else { model.aborted.values().next().or(model.waiting.front()) };
                 prop_assert_eq!(got.map(|i| i.id().get()), expected.map(|t| t.id));
             }
             Step::Clear => {
                 queue.clear().expect("stored");
                 model.waiting.clear();
                 model.aborted.clear();
-                model
-                    .open
-                    .iter_mut()
-                    .for_each(|(_, cleared)| *cleared = true);
+                model.open.iter_mut().for_each(|(_, cleared)| *cleared = true);
             }
             Step::Sweep => {
                 queue.discard_expired(usize::MAX).expect("undamaged");
@@ -301,12 +256,9 @@ fn run(steps: Vec<Step>, config: (u64, Option<u64>, u8)) -> Result<(), TestCaseE
                 .collect();
             let answer = match (&datas[..], lasting) {
                 ([one], u64::MAX) => queue.put(one).map(|id| vec![id]),
-                ([one], ms) => queue
-                    .put_with(
-                        one,
-                        &PutOptions::new().expires_in(Duration::from_millis(ms)),
-                    )
-                    .map(|id| vec![id]),
+                ([one], ms) => {
+                    queue.put_with(one, &PutOptions::new().expires_in(Duration::from_millis(ms))).map(|id| vec![id])
+                }
                 (many, _) => queue.put_batch(many),
             };
             let limit = max_items.unwrap_or(u64::MAX);
@@ -333,17 +285,8 @@ fn run(steps: Vec<Step>, config: (u64, Option<u64>, u8)) -> Result<(), TestCaseE
                         highest = id.get();
                         model.bytes_put += data.len() as u64;
                         model.total += 1;
-                        let expires = if lasting == u64::MAX {
-                            u64::MAX
-                        } else {
-                            model.now + lasting
-                        };
-                        model.waiting.push_back(Thing {
-                            id: id.get(),
-                            data,
-                            expires,
-                            starts: 0,
-                        });
+                        let expires = if lasting == u64::MAX { u64::MAX } else { model.now + lasting };
+                        model.waiting.push_back(Thing { id: id.get(), data, expires, starts: 0 });
                     }
                 }
                 Err(PutError::Full { .. }) =>
@@ -364,20 +307,10 @@ fn run(steps: Vec<Step>, config: (u64, Option<u64>, u8)) -> Result<(), TestCaseE
         if memory > 1 << 20 {
             prop_assert_eq!((stats.items, stats.bytes), (model.len(), model.bytes()));
         }
-        prop_assert_eq!(
-            (stats.total_items, stats.put_bytes),
-            (model.total, model.bytes_put)
-        );
+        prop_assert_eq!((stats.total_items, stats.put_bytes), (model.total, model.bytes_put));
         prop_assert_eq!(stats.open_items, model.open.len() as u64);
         prop_assert!(
-            stats.mem_bytes
-                <= memory
-                    + 4096 * 8
-                    + model
-                        .aborted
-                        .values()
-                        .map(|t| t.data.len() as u64)
-                        .sum::<u64>()
+            stats.mem_bytes <= memory + 4096 * 8 + model.aborted.values().map(|t| t.data.len() as u64).sum::<u64>()
         );
     }
     Ok(())

@@ -74,16 +74,11 @@ pub(super) fn payload(key: u64, size: usize) -> Vec<u8> {
 }
 
 pub(super) fn options(durability: Durability) -> QueueOptions {
-    QueueOptions::default()
-        .durability(durability)
-        .segment_bytes(64 << 10)
+    QueueOptions::default().durability(durability).segment_bytes(64 << 10)
 }
 
 pub(super) fn open(disk: &SimDisk, durability: Durability) -> Result<QueueSet, crate::OpenError> {
-    QueueSet::builder()
-        .disk(Disk::Sim(disk.clone()))
-        .defaults(options(durability))
-        .open(DIR)
+    QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options(durability)).open(DIR)
 }
 
 /// The verbs of a workload; each notes what it asks before and what it was answered after, and ends the workload at the
@@ -99,28 +94,13 @@ pub(super) struct Run<'a> {
 pub(super) struct Stop;
 
 impl<'a> Run<'a> {
-    pub(super) fn new(
-        set: &'a QueueSet,
-        ledger: &'a mut Ledger,
-        durability: Durability,
-        disk: &SimDisk,
-    ) -> Run<'a> {
-        Run {
-            set,
-            ledger,
-            durability,
-            disk: disk.clone(),
-            open: BTreeMap::new(),
-        }
+    pub(super) fn new(set: &'a QueueSet, ledger: &'a mut Ledger, durability: Durability, disk: &SimDisk) -> Run<'a> {
+        Run { set, ledger, durability, disk: disk.clone(), open: BTreeMap::new() }
     }
 
     /// An answer that comes after the crash reaches nobody.
     fn reached(&self) -> Result<(), Stop> {
-        if self.disk.has_crashed() {
-            Err(Stop)
-        } else {
-            Ok(())
-        }
+        if self.disk.has_crashed() { Err(Stop) } else { Ok(()) }
     }
 
     pub(super) fn queue(&self, name: &str) -> Result<Queue, Stop> {
@@ -134,32 +114,16 @@ impl<'a> Run<'a> {
     pub(super) fn batch(&mut self, name: &'static str, sizes: &[usize]) -> Result<(), Stop> {
         let queue = self.queue(name)?;
         let first = self.ask(name, sizes);
-        let payloads: Vec<Vec<u8>> = sizes
-            .iter()
-            .zip(first..)
-            .map(|(size, key)| payload(key, *size))
-            .collect();
+        let payloads: Vec<Vec<u8>> = sizes.iter().zip(first..).map(|(size, key)| payload(key, *size)).collect();
         let answer = match &payloads[..] {
-            [one] => queue
-                .put_with(one, &PutOptions::new().flags(first as u32))
-                .map(|id| vec![id]),
+            [one] => queue.put_with(one, &PutOptions::new().flags(first as u32)).map(|id| vec![id]),
             _ => queue.put_batch(&payloads),
         };
-        self.answered(
-            first,
-            sizes.len(),
-            name,
-            &answer.map(|ids| ids.iter().map(|id| id.get()).collect()),
-        )
+        self.answered(first, sizes.len(), name, &answer.map(|ids| ids.iter().map(|id| id.get()).collect()))
     }
 
     fn ask(&mut self, name: &'static str, sizes: &[usize]) -> u64 {
-        let first = self
-            .ledger
-            .entries
-            .keys()
-            .next_back()
-            .map_or(1, |key| key + 1);
+        let first = self.ledger.entries.keys().next_back().map_or(1, |key| key + 1);
         self.ledger.batches += 1;
         for (key, size) in (first..).zip(sizes) {
             let entry = Entry {
@@ -217,11 +181,7 @@ impl<'a> Run<'a> {
         if let Some(entry) = self.ledger.entries.get_mut(&key) {
             // An id, not yet a promise.
             entry.durable = false;
-            entry.put = if self.durability == Durability::Sync {
-                Put::Indeterminate
-            } else {
-                Put::Ok
-            };
+            entry.put = if self.durability == Durability::Sync { Put::Indeterminate } else { Put::Ok };
         }
         Ok(key)
     }
@@ -277,12 +237,7 @@ impl<'a> Run<'a> {
     pub(super) fn sync(&mut self, name: &'static str) -> Result<(), Stop> {
         self.queue(name)?.sync().map_err(|_| Stop)?;
         self.reached()?;
-        for entry in self
-            .ledger
-            .entries
-            .values_mut()
-            .filter(|entry| entry.queue == name)
-        {
+        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
             entry.durable |= entry.put == Put::Ok || entry.put == Put::Indeterminate;
             if entry.durable && entry.id > 0 {
                 entry.put = Put::Ok;
@@ -294,44 +249,24 @@ impl<'a> Run<'a> {
 
     pub(super) fn clear(&mut self, name: &'static str) -> Result<(), Stop> {
         let queue = self.queue(name)?;
-        for entry in self
-            .ledger
-            .entries
-            .values_mut()
-            .filter(|entry| entry.queue == name)
-        {
+        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
             entry.clear_asked = true;
         }
         queue.clear().map_err(|_| Stop)?;
         self.reached()?;
-        for entry in self
-            .ledger
-            .entries
-            .values_mut()
-            .filter(|entry| entry.queue == name)
-        {
+        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
             entry.clear_ok = true;
         }
         Ok(())
     }
 
     pub(super) fn delete(&mut self, name: &'static str) -> Result<(), Stop> {
-        for entry in self
-            .ledger
-            .entries
-            .values_mut()
-            .filter(|entry| entry.queue == name)
-        {
+        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
             entry.clear_asked = true;
         }
         self.set.delete(name).map_err(|_| Stop)?;
         self.reached()?;
-        for entry in self
-            .ledger
-            .entries
-            .values_mut()
-            .filter(|entry| entry.queue == name)
-        {
+        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
             entry.clear_ok = true;
         }
         Ok(())
@@ -361,18 +296,8 @@ pub(super) fn judge(disk: &SimDisk, ledger: &Ledger, durability: Durability, cut
     {
         let set = open(disk, durability).map_err(|e| format!("I1: the set does not open: {e}"))?;
         for name in &queues {
-            if let Some(queue) = set
-                .get_queue(name)
-                .map_err(|e| format!("I1: {name} does not open: {e}"))?
-            {
-                first_look.insert(
-                    *name,
-                    (
-                        queue.len(),
-                        queue.stats().bytes,
-                        queue.recovery().redelivered,
-                    ),
-                );
+            if let Some(queue) = set.get_queue(name).map_err(|e| format!("I1: {name} does not open: {e}"))? {
+                first_look.insert(*name, (queue.len(), queue.stats().bytes, queue.recovery().redelivered));
             }
         }
         // The process dies again, right after recovery.
@@ -393,51 +318,28 @@ fn judge_drained(
     let set = open(disk, durability).map_err(|e| format!("I6: the second open fails: {e}"))?;
     for name in queues {
         let mut present = Vec::new();
-        let queue = set
-            .get_queue(name)
-            .map_err(|e| format!("I6: {name}: the second open fails: {e}"))?;
+        let queue = set.get_queue(name).map_err(|e| format!("I6: {name}: the second open fails: {e}"))?;
         if let Some(queue) = &queue {
-            let look = (
-                queue.len(),
-                queue.stats().bytes,
-                queue.recovery().redelivered,
-            );
+            let look = (queue.len(), queue.stats().bytes, queue.recovery().redelivered);
             if first_look.get(*name) != Some(&look) {
-                return Err(format!(
-                    "I6: {name}: first {:?}, then {look:?}",
-                    first_look.get(*name)
-                ));
+                return Err(format!("I6: {name}: first {:?}, then {look:?}", first_look.get(*name)));
             }
             if queue.recovery().items != look.0 {
-                return Err(format!(
-                    "I10: {name}: reported {} items of {}",
-                    queue.recovery().items,
-                    look.0
-                ));
+                return Err(format!("I10: {name}: reported {} items of {}", queue.recovery().items, look.0));
             }
             let mut bytes = 0;
             let mut last_id = 0;
             let mut opened = Vec::new();
-            while let Some(item) = queue
-                .try_open()
-                .map_err(|e| format!("I1: {name}: open fails: {e}"))?
-            {
-                let key = key_of(item.data())
-                    .ok_or(format!("I5: {name}: a payload that was never put"))?;
+            while let Some(item) = queue.try_open().map_err(|e| format!("I1: {name}: open fails: {e}"))? {
+                let key = key_of(item.data()).ok_or(format!("I5: {name}: a payload that was never put"))?;
                 let Some(entry) = ledger.entries.get(&key) else {
                     return Err(format!("I5: {name}: key {key} was never put"));
                 };
                 if entry.queue != *name || item.data() != payload(key, entry.size) {
-                    return Err(format!(
-                        "I4: {name}: key {key} has other bytes or another queue"
-                    ));
+                    return Err(format!("I4: {name}: key {key} has other bytes or another queue"));
                 }
                 if entry.id != 0 && entry.id != item.id().get() {
-                    return Err(format!(
-                        "I4: {name}: key {key} had id {}, has {}",
-                        entry.id,
-                        item.id()
-                    ));
+                    return Err(format!("I4: {name}: key {key} had id {}, has {}", entry.id, item.id()));
                 }
                 if item.id().get() <= last_id {
                     return Err(format!("I3: {name}: id {} after {last_id}", item.id()));
@@ -458,16 +360,10 @@ fn judge_drained(
                 opened.push(item);
             }
             if (present.len() as u64, bytes) != (look.0, look.1) {
-                return Err(format!(
-                    "I7: {name}: {look:?} announced, {} items of {bytes} bytes there",
-                    present.len()
-                ));
+                return Err(format!("I7: {name}: {look:?} announced, {} items of {bytes} bytes there", present.len()));
             }
             if !queue.recovery().lost.is_empty() {
-                return Err(format!(
-                    "I10: {name}: reports lost items: {:?}",
-                    queue.recovery().lost
-                ));
+                return Err(format!("I10: {name}: reports lost items: {:?}", queue.recovery().lost));
             }
             opened.into_iter().for_each(|item| {
                 let _ = item.into_token();
@@ -478,13 +374,7 @@ fn judge_drained(
     live(&set, ledger, queues)
 }
 
-fn judge_presence(
-    name: &str,
-    present: &[u64],
-    ledger: &Ledger,
-    durability: Durability,
-    cut: Cut,
-) -> Verdict {
+fn judge_presence(name: &str, present: &[u64], ledger: &Ledger, durability: Durability, cut: Cut) -> Verdict {
     let there: BTreeSet<u64> = present.iter().copied().collect();
     if present.len() != there.len() {
         return Err(format!("I1: {name}: an item is there twice"));
@@ -494,14 +384,8 @@ fn judge_presence(
     }
     let highest = present.last().copied().unwrap_or(0);
     let strict = cut == Cut::Kill || durability == Durability::Sync;
-    let own: Vec<(&u64, &Entry)> = ledger
-        .entries
-        .iter()
-        .filter(|(_, entry)| entry.queue == name)
-        .collect();
-    let cleared_there = own
-        .iter()
-        .any(|(key, entry)| entry.clear_asked && there.contains(key));
+    let own: Vec<(&u64, &Entry)> = ledger.entries.iter().filter(|(_, entry)| entry.queue == name).collect();
+    let cleared_there = own.iter().any(|(key, entry)| entry.clear_asked && there.contains(key));
     for (key, entry) in &own {
         let is_there = there.contains(key);
         if entry.put == Put::Refused && is_there {
@@ -518,31 +402,16 @@ fn judge_presence(
             return Err(format!("I1: {name}: key {key} was answered and is gone"));
         }
         if expected && !is_there && **key < highest {
-            return Err(format!(
-                "I1: {name}: key {key} is gone, a later one is there"
-            ));
+            return Err(format!("I1: {name}: key {key} is gone, a later one is there"));
         }
-        let all_or_none = entry.clear_asked
-            && !entry.clear_ok
-            && cleared_there
-            && entry.put == Put::Ok
-            && !entry.close_asked;
+        let all_or_none =
+            entry.clear_asked && !entry.clear_ok && cleared_there && entry.put == Put::Ok && !entry.close_asked;
         if all_or_none && !is_there && (strict || **key < highest) {
-            return Err(format!(
-                "K118: {name}: key {key} is gone, others of the same clear are there"
-            ));
+            return Err(format!("K118: {name}: key {key} is gone, others of the same clear are there"));
         }
-        let mates = own
-            .iter()
-            .filter(|(_, other)| other.batch == entry.batch && !other.close_asked);
-        if !entry.close_asked
-            && mates
-                .into_iter()
-                .any(|(other, _)| there.contains(other) != is_there)
-        {
-            return Err(format!(
-                "K111: {name}: a part of the batch of key {key} is there"
-            ));
+        let mates = own.iter().filter(|(_, other)| other.batch == entry.batch && !other.close_asked);
+        if !entry.close_asked && mates.into_iter().any(|(other, _)| there.contains(other) != is_there) {
+            return Err(format!("K111: {name}: a part of the batch of key {key} is there"));
         }
     }
     Ok(())
@@ -552,24 +421,14 @@ fn judge_presence(
 fn live(set: &QueueSet, ledger: &Ledger, queues: &BTreeSet<&str>) -> Verdict {
     for name in queues {
         let queue = set.queue(name).map_err(|e| format!("I9: {name}: {e}"))?;
-        let id = queue
-            .put(b"alive")
-            .map_err(|e| format!("I9: {name}: put fails: {e}"))?;
-        if ledger
-            .ids
-            .get(name)
-            .is_some_and(|highest| id.get() <= *highest)
-        {
+        let id = queue.put(b"alive").map_err(|e| format!("I9: {name}: put fails: {e}"))?;
+        if ledger.ids.get(name).is_some_and(|highest| id.get() <= *highest) {
             return Err(format!("I8: {name}: id {id} is given out again"));
         }
         let mut found = false;
-        while let Some(item) = queue
-            .try_open()
-            .map_err(|e| format!("I9: {name}: open fails: {e}"))?
-        {
+        while let Some(item) = queue.try_open().map_err(|e| format!("I9: {name}: open fails: {e}"))? {
             found |= item.data() == b"alive";
-            item.close()
-                .map_err(|e| format!("I9: {name}: close fails: {e}"))?;
+            item.close().map_err(|e| format!("I9: {name}: close fails: {e}"))?;
         }
         if !found {
             return Err(format!("I9: {name}: the new item does not come"));

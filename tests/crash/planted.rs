@@ -1,26 +1,18 @@
 //! Each planted bug must be caught by the harness that passes the unbroken engine: a harness that cannot fail proves
 //! nothing.
 
-use super::everywhere::{
-    Effort, Tally, WORKLOADS, Workload, explore, failed_syncs, random, two_lives,
-};
+use super::everywhere::{Effort, Tally, WORKLOADS, Workload, explore, failed_syncs, random, two_lives};
 use super::flips::damage_is_told;
 use crate::Durability;
 use crate::planted::{Bug, with};
 
-const EFFORT: Effort = Effort {
-    exhaustive: 5,
-    random: 3,
-    depth_2_every: 0,
-    stride: 1,
-};
+const EFFORT: Effort = Effort { exhaustive: 5, random: 3, depth_2_every: 0, stride: 1 };
 
 /// Searches until something is violated; `None`: the bug was not caught.
 fn hunt(bug: Bug) -> Option<String> {
     with(bug, || {
         let mut tally = Tally::default();
-        let scenarios: [fn() -> super::oracle::Verdict; 3] =
-            [damage_is_told, || failed_syncs(1), || two_lives(1)];
+        let scenarios: [fn() -> super::oracle::Verdict; 3] = [damage_is_told, || failed_syncs(1), || two_lives(1)];
         for scenario in scenarios {
             if let Err(violation) = scenario() {
                 return Some(violation);
@@ -33,16 +25,8 @@ fn hunt(bug: Bug) -> Option<String> {
         }
         for seed in 0..20 {
             let durability = [Durability::Sync, Durability::Os][seed as usize % 2];
-            let workload = Workload {
-                name: "random",
-                durability,
-                may_map: true,
-                work: random,
-            };
-            let effort = Effort {
-                stride: 5,
-                ..EFFORT
-            };
+            let workload = Workload { name: "random", durability, may_map: true, work: random };
+            let effort = Effort { stride: 5, ..EFFORT };
             if let Err(violation) = explore(&workload, seed, effort, &mut tally) {
                 return Some(violation);
             }
@@ -81,11 +65,7 @@ planted! {
 
 #[test]
 fn the_unbroken_engine_passes_the_same_scenarios() {
-    for scenario in [
-        damage_is_told as fn() -> super::oracle::Verdict,
-        || failed_syncs(1),
-        || two_lives(1),
-    ] {
+    for scenario in [damage_is_told as fn() -> super::oracle::Verdict, || failed_syncs(1), || two_lives(1)] {
         if let Err(violation) = scenario() {
             panic!("{violation}");
         }

@@ -20,10 +20,7 @@ pub(crate) fn world() -> World {
 
 pub(crate) fn world_with(options: QueueOptions) -> World {
     let dir = tempfile::tempdir().expect("a directory");
-    let set = QueueSet::builder()
-        .defaults(options)
-        .open(dir.path())
-        .expect("opens");
+    let set = QueueSet::builder().defaults(options).open(dir.path()).expect("opens");
     World { dir, set }
 }
 
@@ -40,10 +37,7 @@ impl World {
     pub(crate) fn reopen(self) -> World {
         let World { dir, set } = self;
         set.close().expect("closes");
-        let set = QueueSet::builder()
-            .defaults(fast())
-            .open(dir.path())
-            .expect("opens again");
+        let set = QueueSet::builder().defaults(fast()).open(dir.path()).expect("opens again");
         World { dir, set }
     }
 
@@ -51,10 +45,7 @@ impl World {
     pub(crate) fn killed(&self) -> World {
         let dir = tempfile::tempdir().expect("a directory");
         copy_dir(self.path(), dir.path());
-        let set = QueueSet::builder()
-            .defaults(fast())
-            .open(dir.path())
-            .expect("opens after a kill");
+        let set = QueueSet::builder().defaults(fast()).open(dir.path()).expect("opens after a kill");
         World { dir, set }
     }
 
@@ -67,10 +58,7 @@ pub(crate) fn segments(dir: &Path, queue: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = std::fs::read_dir(dir.join("queues").join(queue))
         .expect("the queue's directory")
         .map(|entry| entry.expect("readable").path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|ending| ending == "seg" || ending == "new")
-        })
+        .filter(|path| path.extension().is_some_and(|ending| ending == "seg" || ending == "new"))
         .collect();
     found.sort();
     found

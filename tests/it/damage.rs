@@ -9,8 +9,7 @@ fn written() -> World {
     let w = world_with(fast().segment_bytes(64 << 10));
     let q = w.queue("q");
     for n in 0..120u32 {
-        q.put([n.to_le_bytes().to_vec(), vec![n as u8; 6_000]].concat())
-            .expect("room");
+        q.put([n.to_le_bytes().to_vec(), vec![n as u8; 6_000]].concat()).expect("room");
     }
     q.get().expect("there");
     drop(q);
@@ -20,19 +19,14 @@ fn written() -> World {
 }
 
 fn open(w: &World, choice: OnDamage) -> Result<QueueSet, OpenError> {
-    QueueSet::builder()
-        .defaults(fast().segment_bytes(64 << 10))
-        .on_damage(choice)
-        .open(w.path())
+    QueueSet::builder().defaults(fast().segment_bytes(64 << 10)).on_damage(choice).open(w.path())
 }
 
 fn numbers(set: &QueueSet) -> Vec<u32> {
     let q = set.queue("q").expect("salvaged");
     let mut all = Vec::new();
     while let Some(item) = q.try_get().expect("what is left is good") {
-        all.push(u32::from_le_bytes(
-            item.data()[..4].try_into().expect("four"),
-        ));
+        all.push(u32::from_le_bytes(item.data()[..4].try_into().expect("four")));
     }
     all
 }
@@ -43,14 +37,8 @@ fn f27_k57_a_missing_segment_is_named_and_its_ids_are_told() {
     let all = segments(w.path(), "q");
     assert!(all.len() > 5);
     std::fs::remove_file(&all[3]).expect("removed");
-    let refused = open(&w, OnDamage::Refuse)
-        .expect("opens")
-        .queue("q")
-        .map(|_| ());
-    assert!(
-        matches!(refused, Err(OpenError::MissingSegment { segment: 4, .. })),
-        "{refused:?}"
-    );
+    let refused = open(&w, OnDamage::Refuse).expect("opens").queue("q").map(|_| ());
+    assert!(matches!(refused, Err(OpenError::MissingSegment { segment: 4, .. })), "{refused:?}");
     let set = open(&w, OnDamage::Salvage).expect("opens");
     let report = set.queue("q").expect("salvaged").recovery();
     let left = numbers(&set);
@@ -58,10 +46,7 @@ fn f27_k57_a_missing_segment_is_named_and_its_ids_are_told() {
     assert_eq!(report.lost.len(), 1);
     // Ids begin with 1, numbers with 0.
     assert_eq!(
-        (
-            report.lost[0].first.get() - 1,
-            report.lost[0].last.get() - 1
-        ),
+        (report.lost[0].first.get() - 1, report.lost[0].last.get() - 1),
         (u64::from(gone[0]), u64::from(gone[gone.len() - 1]))
     );
     assert!(gone.windows(2).all(|pair| pair[0] + 1 == pair[1]));
@@ -71,40 +56,17 @@ fn f27_k57_a_missing_segment_is_named_and_its_ids_are_told() {
 fn f28_f29_a_segment_of_another_number_queue_or_set_is_foreign() {
     let w = written();
     let all = segments(w.path(), "q");
-    let last = u64::from_str_radix(
-        all[all.len() - 1]
-            .file_stem()
-            .expect("a stem")
-            .to_str()
-            .expect("utf-8"),
-        16,
-    )
-    .expect("hex");
-    std::fs::copy(
-        &all[2],
-        all[0].with_file_name(format!("{:016x}.seg", last + 1)),
-    )
-    .expect("copied");
-    let answer = open(&w, OnDamage::Refuse)
-        .expect("opens")
-        .queue("q")
-        .map(|_| ());
-    assert!(
-        matches!(answer, Err(OpenError::ForeignSegment { .. })),
-        "{answer:?}"
-    );
+    let last =
+        u64::from_str_radix(all[all.len() - 1].file_stem().expect("a stem").to_str().expect("utf-8"), 16).expect("hex");
+    std::fs::copy(&all[2], all[0].with_file_name(format!("{:016x}.seg", last + 1))).expect("copied");
+    let answer = open(&w, OnDamage::Refuse).expect("opens").queue("q").map(|_| ());
+    assert!(matches!(answer, Err(OpenError::ForeignSegment { .. })), "{answer:?}");
 
     let (w, other) = (written(), written());
     let (ours, theirs) = (segments(w.path(), "q"), segments(other.path(), "q"));
     std::fs::copy(&theirs[2], &ours[2]).expect("copied");
-    let answer = open(&w, OnDamage::Refuse)
-        .expect("opens")
-        .queue("q")
-        .map(|_| ());
-    assert!(
-        matches!(answer, Err(OpenError::ForeignSegment { segment: 3, .. })),
-        "{answer:?}"
-    );
+    let answer = open(&w, OnDamage::Refuse).expect("opens").queue("q").map(|_| ());
+    assert!(matches!(answer, Err(OpenError::ForeignSegment { segment: 3, .. })), "{answer:?}");
 }
 
 #[test]
@@ -120,17 +82,7 @@ fn f31_a_later_version_is_refused_and_left_alone() {
         }
         std::fs::write(&path, &bytes).expect("written");
         let answer = open(&w, OnDamage::Salvage).and_then(|set| set.queue("q").map(|_| ()));
-        assert!(
-            matches!(
-                answer,
-                Err(OpenError::UnsupportedVersion {
-                    found: 9,
-                    supported: 1,
-                    ..
-                })
-            ),
-            "{answer:?}"
-        );
+        assert!(matches!(answer, Err(OpenError::UnsupportedVersion { found: 9, supported: 1, .. })), "{answer:?}");
         assert_eq!(std::fs::read(&path).expect("readable"), bytes);
     }
 }
@@ -138,17 +90,12 @@ fn f31_a_later_version_is_refused_and_left_alone() {
 #[test]
 fn f32_a_huge_sparse_file_as_a_segment_is_an_error_at_once() {
     let w = written();
-    let path = segments(w.path(), "q")
-        .remove(0)
-        .with_file_name("00000000000000ff.seg");
+    let path = segments(w.path(), "q").remove(0).with_file_name("00000000000000ff.seg");
     let file = std::fs::File::create(&path).expect("made");
     if file.set_len(1 << 40).is_err() {
         return;
     }
-    let answer = open(&w, OnDamage::Refuse)
-        .expect("opens")
-        .queue("q")
-        .map(|_| ());
+    let answer = open(&w, OnDamage::Refuse).expect("opens").queue("q").map(|_| ());
     assert!(answer.is_err(), "{answer:?}");
 }
 
@@ -170,17 +117,7 @@ fn f26_damage_in_a_sealed_segment_is_told_when_it_is_read() {
                 Err(error) => break error,
             }
         };
-        assert!(
-            matches!(
-                error,
-                GetError::Corrupt {
-                    segment: 5,
-                    offset: 4096,
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
+        assert!(matches!(error, GetError::Corrupt { segment: 5, offset: 4096, .. }), "{error:?}");
         assert!(read > 10);
         assert!(q.try_get().is_err(), "it stays at the head");
     }
@@ -196,29 +133,19 @@ fn f30_a_file_truncated_under_a_running_queue_is_an_error() {
     let q = w.queue("q");
     q.put("x").expect("room");
     let path = w.segments("q").remove(0);
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(path)
-        .expect("opens");
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("opens");
     file.set_len(0).expect("cut");
     // Looked at once per tick of a coarse clock.
     std::thread::sleep(std::time::Duration::from_millis(30));
     assert!(matches!(q.try_get(), Err(GetError::Io { segment: 1, .. })));
     assert!(q.put("y").is_err());
-    file.set_len(65_536)
-        .expect("restored, so that the close finds a file");
+    file.set_len(65_536).expect("restored, so that the close finds a file");
 }
 
 #[test]
 fn files_that_are_not_ours_are_left_alone() {
     let w = written();
-    let strange = [
-        "queues/q/notes.txt",
-        "queues/q/0000000000000001.bak",
-        "queues/README",
-        "pool/x",
-        "hello",
-    ];
+    let strange = ["queues/q/notes.txt", "queues/q/0000000000000001.bak", "queues/README", "pool/x", "hello"];
     for name in strange {
         std::fs::write(w.path().join(name), "mine").expect("written");
     }
@@ -237,18 +164,12 @@ fn golden_a_journal_of_format_version_1_still_opens() {
     let dir = tempfile::tempdir().expect("a directory");
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
     crate::common::copy_dir(&golden, dir.path());
-    let set = QueueSet::builder()
-        .defaults(fast())
-        .open(dir.path())
-        .expect("opens");
+    let set = QueueSet::builder().defaults(fast()).open(dir.path()).expect("opens");
     assert_eq!(set.names(), ["Names & más", "jobs"]);
     let jobs = set.queue("jobs").expect("opens");
     assert_eq!((jobs.len(), jobs.recovery().redelivered), (5, 0));
     let first = jobs.get().expect("there");
-    assert_eq!(
-        (first.id().get(), first.data(), first.attempts()),
-        (2, &b"two"[..], 2)
-    );
+    assert_eq!((first.id().get(), first.data(), first.attempts()), (2, &b"two"[..], 2));
     let flagged = jobs.get().expect("there");
     assert_eq!((flagged.id().get(), flagged.flags()), (3, 7));
     let rest: Vec<String> = jobs
@@ -262,14 +183,7 @@ fn golden_a_journal_of_format_version_1_still_opens() {
         .collect();
     assert_eq!(rest, ["batch a", "batch b", "six"]);
     assert!(jobs.put("new").expect("room").get() > 6);
-    assert_eq!(
-        set.queue("Names & más")
-            .expect("opens")
-            .get()
-            .expect("there")
-            .data(),
-        [0; 5000]
-    );
+    assert_eq!(set.queue("Names & más").expect("opens").get().expect("there").data(), [0; 5000]);
 }
 
 /// Writes the files that the test above reads. Run once per format version, never again:
@@ -279,23 +193,16 @@ fn golden_write() {
     let Some(dir) = std::env::var_os("KESTREL_GOLDEN") else {
         return;
     };
-    let set = QueueSet::builder()
-        .defaults(fast().segment_bytes(64 << 10))
-        .open(&dir)
-        .expect("opens");
+    let set = QueueSet::builder().defaults(fast().segment_bytes(64 << 10)).open(&dir).expect("opens");
     let jobs = set.queue("jobs").expect("opens");
     jobs.put("one").expect("room");
     jobs.put("two").expect("room");
-    jobs.put_with("three", &kestrel_core::PutOptions::new().flags(7))
-        .expect("room");
+    jobs.put_with("three", &kestrel_core::PutOptions::new().flags(7)).expect("room");
     jobs.put_batch(["batch a", "batch b"]).expect("room");
     jobs.put("six").expect("room");
     jobs.get().expect("one");
     jobs.open().expect("two").abort();
-    set.queue("Names & más")
-        .expect("opens")
-        .put([0; 5000])
-        .expect("room");
+    set.queue("Names & más").expect("opens").put([0; 5000]).expect("room");
     drop(jobs);
     set.close().expect("closes");
 }

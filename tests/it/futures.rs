@@ -39,21 +39,10 @@ fn s23_a_woken_future_that_is_dropped_wakes_the_next() {
         let (a_before, b_before) = (a_count.woken(), b_count.woken());
         let mut a = Box::pin(q.open_async());
         let mut b = Box::pin(q.open_async());
-        assert!(
-            a.as_mut()
-                .poll(&mut Context::from_waker(&a_waker))
-                .is_pending()
-        );
-        assert!(
-            b.as_mut()
-                .poll(&mut Context::from_waker(&b_waker))
-                .is_pending()
-        );
+        assert!(a.as_mut().poll(&mut Context::from_waker(&a_waker)).is_pending());
+        assert!(b.as_mut().poll(&mut Context::from_waker(&b_waker)).is_pending());
         q.put("x").expect("room");
-        assert_eq!(
-            (a_count.woken() - a_before, b_count.woken() - b_before),
-            (1, 0)
-        );
+        assert_eq!((a_count.woken() - a_before, b_count.woken() - b_before), (1, 0));
         drop(a);
         assert_eq!(b_count.woken() - b_before, 1, "the promise passes on");
         let Poll::Ready(Ok(item)) = b.as_mut().poll(&mut Context::from_waker(&b_waker)) else {
@@ -61,10 +50,7 @@ fn s23_a_woken_future_that_is_dropped_wakes_the_next() {
         };
         item.close().expect("marked");
     }
-    assert_eq!(
-        (q.len(), q.stats().waiters, q.stats().open_items),
-        (0, 0, 0)
-    );
+    assert_eq!((q.len(), q.stats().waiters, q.stats().open_items), (0, 0, 0));
 }
 
 #[test]
@@ -97,32 +83,18 @@ fn s24_threads_and_tasks_stand_in_one_line() {
     let q = w.queue("q");
     let (count, waker) = Count::new();
     let mut first = Box::pin(q.get_async());
-    assert!(
-        first
-            .as_mut()
-            .poll(&mut Context::from_waker(&waker))
-            .is_pending()
-    );
+    assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     std::thread::scope(|scope| {
         let second = scope.spawn(|| q.get().expect("undamaged"));
         until("both wait", || q.stats().waiters == 2);
         let mut third = Box::pin(q.get_async());
-        assert!(
-            third
-                .as_mut()
-                .poll(&mut Context::from_waker(&waker))
-                .is_pending()
-        );
+        assert!(third.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         q.put_batch(["1", "2", "3"]).expect("room");
         assert_eq!(count.woken(), 2);
         let mut cx = Context::from_waker(&waker);
-        let Poll::Ready(Ok(three)) = third.as_mut().poll(&mut cx) else {
-            panic!("called")
-        };
+        let Poll::Ready(Ok(three)) = third.as_mut().poll(&mut cx) else { panic!("called") };
         let two = second.join().expect("no panic");
-        let Poll::Ready(Ok(one)) = first.as_mut().poll(&mut cx) else {
-            panic!("called")
-        };
+        let Poll::Ready(Ok(one)) = first.as_mut().poll(&mut cx) else { panic!("called") };
         let mut all = [text(one.data()), text(two.data()), text(three.data())];
         all.sort();
         assert_eq!(all, ["1", "2", "3"]);
@@ -135,18 +107,10 @@ fn nobody_overtakes_a_waiter_that_was_promised_the_item() {
     let q = w.queue("q");
     let (_, waker) = Count::new();
     let mut waiting = Box::pin(q.get_async());
-    assert!(
-        waiting
-            .as_mut()
-            .poll(&mut Context::from_waker(&waker))
-            .is_pending()
-    );
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     q.put("x").expect("room");
     assert!(q.try_get().expect("no error").is_none(), "it is promised");
-    assert!(matches!(
-        waiting.as_mut().poll(&mut Context::from_waker(&waker)),
-        Poll::Ready(Ok(_))
-    ));
+    assert!(matches!(waiting.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Ready(Ok(_))));
 }
 
 #[test]
@@ -156,29 +120,14 @@ fn s22_a_waiter_that_finds_its_item_gone_keeps_its_place() {
     let ((a_count, a_waker), (b_count, b_waker)) = (Count::new(), Count::new());
     let mut a = Box::pin(q.get_async());
     let mut b = Box::pin(q.get_async());
-    assert!(
-        a.as_mut()
-            .poll(&mut Context::from_waker(&a_waker))
-            .is_pending()
-    );
-    assert!(
-        b.as_mut()
-            .poll(&mut Context::from_waker(&b_waker))
-            .is_pending()
-    );
+    assert!(a.as_mut().poll(&mut Context::from_waker(&a_waker)).is_pending());
+    assert!(b.as_mut().poll(&mut Context::from_waker(&b_waker)).is_pending());
     q.put("gone").expect("room");
     q.clear().expect("stored");
-    assert!(
-        a.as_mut()
-            .poll(&mut Context::from_waker(&a_waker))
-            .is_pending(),
-        "the item was cleared"
-    );
+    assert!(a.as_mut().poll(&mut Context::from_waker(&a_waker)).is_pending(), "the item was cleared");
     q.put("next").expect("room");
     assert_eq!((a_count.woken(), b_count.woken()), (2, 0));
-    assert!(
-        matches!(a.as_mut().poll(&mut Context::from_waker(&a_waker)), Poll::Ready(Ok(i)) if i.data() == b"next")
-    );
+    assert!(matches!(a.as_mut().poll(&mut Context::from_waker(&a_waker)), Poll::Ready(Ok(i)) if i.data() == b"next"));
 }
 
 #[test]
@@ -188,19 +137,11 @@ fn synced_futures_answer_once_the_device_has_it() {
     let id = q.append("x").expect("room");
     let (count, waker) = Count::new();
     let mut synced = Box::pin(q.synced_async(id));
-    until("it is synced", || {
-        synced
-            .as_mut()
-            .poll(&mut Context::from_waker(&waker))
-            .is_ready()
-    });
+    until("it is synced", || synced.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
     assert!(count.woken() <= 100);
     assert_eq!(text(q.get().expect("there").data()), "x");
     let mut unknown = Box::pin(q.synced_async(kestrel_core::ItemId::new(id.get() + 9)));
-    assert!(matches!(
-        unknown.as_mut().poll(&mut Context::from_waker(&waker)),
-        Poll::Ready(Err(_))
-    ));
+    assert!(matches!(unknown.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Ready(Err(_))));
 }
 
 #[cfg(feature = "async")]
@@ -214,13 +155,8 @@ fn a_stream_gives_item_after_item_and_ends_with_the_queue() {
     let mut stream = Box::pin(q.stream());
     assert!(stream.as_mut().poll_next(&mut cx).is_pending());
     q.put("a").expect("room");
-    let Poll::Ready(Some(Ok(item))) = stream.as_mut().poll_next(&mut cx) else {
-        panic!("there")
-    };
+    let Poll::Ready(Some(Ok(item))) = stream.as_mut().poll_next(&mut cx) else { panic!("there") };
     item.close().expect("marked");
     w.set.clone().close().expect("closes");
-    assert!(matches!(
-        stream.as_mut().poll_next(&mut cx),
-        Poll::Ready(None)
-    ));
+    assert!(matches!(stream.as_mut().poll_next(&mut cx), Poll::Ready(None)));
 }

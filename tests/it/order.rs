@@ -32,16 +32,10 @@ fn k02_k13_lengths_bytes_and_totals_follow_each_step() {
     let q = w.queue("q");
     q.put("hello world").expect("room");
     let stats = q.stats();
-    assert_eq!(
-        (stats.items, stats.bytes, stats.total_items, stats.put_bytes),
-        (1, 11, 1, 11)
-    );
+    assert_eq!((stats.items, stats.bytes, stats.total_items, stats.put_bytes), (1, 11, 1, 11));
     assert_eq!(q.get().expect("there").data(), b"hello world");
     let stats = q.stats();
-    assert_eq!(
-        (stats.items, stats.bytes, stats.total_items, stats.get_hits),
-        (0, 0, 1, 1)
-    );
+    assert_eq!((stats.items, stats.bytes, stats.total_items, stats.get_hits), (0, 0, 1, 1));
 }
 
 #[test]
@@ -60,26 +54,15 @@ fn k05_payloads_of_every_kind_come_back_equal() {
 
 #[test]
 fn k06_k07_the_largest_size_is_exact_and_drops_nothing() {
-    for options in [
-        fast(),
-        fast()
-            .max_items(2)
-            .when_full(kestrel_core::WhenFull::DropOldest),
-    ] {
+    for options in [fast(), fast().max_items(2).when_full(kestrel_core::WhenFull::DropOldest)] {
         let w = world_with(options.max_item_size(128));
         let q = w.queue("q");
         q.put([1; 127]).expect("below");
         q.put([2; 128]).expect("at");
         let log_size = q.stats().log_size;
-        assert!(matches!(
-            q.put([3; 129]),
-            Err(PutError::TooLarge { len: 129, max: 128 })
-        ));
+        assert!(matches!(q.put([3; 129]), Err(PutError::TooLarge { len: 129, max: 128 })));
         let stats = q.stats();
-        assert_eq!(
-            (stats.total_items, stats.items, stats.log_size),
-            (2, 2, log_size)
-        );
+        assert_eq!((stats.total_items, stats.items, stats.log_size), (2, 2, log_size));
     }
 }
 
@@ -106,11 +89,7 @@ fn k09_k12_items_of_all_sizes_from_several_threads_keep_each_producers_order() {
             let producer = u64::from_le_bytes(item.data()[..8].try_into().expect("eight"));
             let n = u64::from_le_bytes(item.data()[8..16].try_into().expect("eight"));
             assert_eq!(n, next[producer as usize]);
-            assert!(
-                item.data()[16..]
-                    .iter()
-                    .all(|byte| *byte == (producer * 60 + n) as u8)
-            );
+            assert!(item.data()[16..].iter().all(|byte| *byte == (producer * 60 + n) as u8));
             next[producer as usize] += 1;
         }
     });
@@ -123,17 +102,11 @@ fn s10_k10_k11_a_peek_takes_nothing_and_passes_over_open_items() {
     let q = w.queue("q");
     put_all(&q, &["a", "b"]);
     for _ in 0..3 {
-        assert_eq!(
-            text(q.peek().expect("undamaged").expect("there").data()),
-            "a"
-        );
+        assert_eq!(text(q.peek().expect("undamaged").expect("there").data()), "a");
         assert_eq!(q.len(), 2);
     }
     let held = q.open().expect("there");
-    assert_eq!(
-        text(q.peek().expect("undamaged").expect("there").data()),
-        "b"
-    );
+    assert_eq!(text(q.peek().expect("undamaged").expect("there").data()), "b");
     drop(held);
     assert_eq!(drain(&q), ["a", "b"]);
     assert!(q.peek().expect("undamaged").is_none());
@@ -158,11 +131,7 @@ fn s04_k18_k20_aborted_items_come_first_and_in_the_order_of_ids() {
     let w = world();
     let q = w.queue("q");
     put_all(&q, &["a", "b", "c", "d"]);
-    let (a, b, c) = (
-        q.open().expect("a"),
-        q.open().expect("b"),
-        q.open().expect("c"),
-    );
+    let (a, b, c) = (q.open().expect("a"), q.open().expect("b"), q.open().expect("c"));
     c.abort();
     b.abort();
     assert_eq!(text(q.get().expect("b").data()), "b");
@@ -198,17 +167,11 @@ fn s06_k23_a_token_ends_an_opening_once() {
     assert!(!q.close_token(token).expect("no error"));
     let newer = q.open().expect("there").into_token();
     assert_eq!(newer.id(), token.id());
-    assert!(
-        !q.close_token(token).expect("no error"),
-        "an old token is no token of the new opening"
-    );
+    assert!(!q.close_token(token).expect("no error"), "an old token is no token of the new opening");
     assert!(q.close_token(newer).expect("no error"));
     assert!(!q.close_token(newer).expect("no error"));
     let stats = q.stats();
-    assert_eq!(
-        (stats.items, stats.open_items, stats.canceled_transactions),
-        (0, 0, 1)
-    );
+    assert_eq!((stats.items, stats.open_items, stats.canceled_transactions), (0, 0, 1));
 }
 
 #[test]
@@ -233,10 +196,7 @@ fn k31_of_a_close_and_two_aborts_at_once_exactly_one_wins() {
         let (closed, aborted) = std::thread::scope(|scope| {
             let close = scope.spawn(|| q.close_token(token).expect("no error"));
             let abort = scope.spawn(|| q.abort_token(token));
-            (
-                close.join().expect("no panic"),
-                abort.join().expect("no panic"),
-            )
+            (close.join().expect("no panic"), abort.join().expect("no panic"))
         });
         assert!(closed ^ aborted);
         assert_eq!(q.len(), u64::from(aborted));
@@ -261,11 +221,7 @@ fn k36_attempts_count_starts_also_across_restarts_and_kills() {
     assert_eq!(held.attempts(), 4);
     let after = w.killed();
     assert_eq!(after.queue("q").recovery().redelivered, 1);
-    assert_eq!(
-        after.queue("q").get().expect("there").attempts(),
-        5,
-        "a start that a kill ended counts"
-    );
+    assert_eq!(after.queue("q").get().expect("there").attempts(), 5, "a start that a kill ended counts");
 }
 
 #[test]
@@ -300,11 +256,7 @@ fn s08_k42_a_leaked_guard_shows_and_the_item_is_back_after_a_reopen() {
 fn s11_k44_k45_a_batch_opens_what_is_there_and_ends_one_by_one() {
     let w = world();
     let q = w.queue("q");
-    assert!(
-        q.open_batch(3, Duration::from_millis(10))
-            .expect("no error")
-            .is_empty()
-    );
+    assert!(q.open_batch(3, Duration::from_millis(10)).expect("no error").is_empty());
     assert!(q.open_batch(0, Duration::MAX).expect("no error").is_empty());
     put_all(&q, &["1", "2", "3", "4", "5"]);
     let mut items = q.open_batch(9, Duration::MAX).expect("undamaged");
@@ -319,14 +271,11 @@ fn s11_k44_k45_a_batch_opens_what_is_there_and_ends_one_by_one() {
 fn k46_k47_many_open_items_end_in_any_order() {
     let w = world();
     let q = w.queue("q");
-    q.put_batch((0..10_000u32).map(|n| n.to_le_bytes()))
-        .expect("room");
+    q.put_batch((0..10_000u32).map(|n| n.to_le_bytes())).expect("room");
     let mut items = q.open_batch(10_000, Duration::ZERO).expect("undamaged");
     let mut state = 7usize;
     while items.len() > 5_000 {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let index = state % items.len();
         items.swap_remove(index).close().expect("marked");
     }
@@ -406,9 +355,7 @@ fn s50_gauges_equal_a_recount_after_random_work() {
     let q = w.queue("q");
     let mut state = 3u64;
     let mut next = |n: u64| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % n
     };
     let mut held = Vec::new();
@@ -420,20 +367,13 @@ fn s50_gauges_equal_a_recount_after_random_work() {
             4 if !held.is_empty() => {
                 let index = next(held.len() as u64) as usize;
                 let item = held.swap_remove(index);
-                if next(2) == 0 {
-                    item.abort()
-                } else {
-                    item.close().expect("marked")
-                }
+                if next(2) == 0 { item.abort() } else { item.close().expect("marked") }
             }
             _ => drop(q.try_get().expect("undamaged")),
         }
         let now = q.stats();
         assert!(now.total_items >= before.total_items && now.get_hits >= before.get_hits);
-        assert!(
-            now.get_misses >= before.get_misses
-                && now.canceled_transactions >= before.canceled_transactions
-        );
+        assert!(now.get_misses >= before.get_misses && now.canceled_transactions >= before.canceled_transactions);
         before = now;
     }
     let stats = q.stats();

@@ -37,22 +37,9 @@ fn f33_k60_names_of_every_kind_are_refused_or_come_back_and_never_share_a_file()
     for name in names {
         w.queue(name).put(name).expect("room");
     }
-    for bad in [
-        "",
-        "a\0b",
-        "q+r",
-        "+",
-        &"x".repeat(201),
-        &"x".repeat(10_000),
-    ] {
-        assert!(
-            matches!(w.set.queue(bad), Err(OpenError::InvalidName { .. })),
-            "{bad:?}"
-        );
-        assert!(matches!(
-            w.set.get_queue(bad),
-            Err(OpenError::InvalidName { .. })
-        ));
+    for bad in ["", "a\0b", "q+r", "+", &"x".repeat(201), &"x".repeat(10_000)] {
+        assert!(matches!(w.set.queue(bad), Err(OpenError::InvalidName { .. })), "{bad:?}");
+        assert!(matches!(w.set.get_queue(bad), Err(OpenError::InvalidName { .. })));
     }
     let w = w.reopen();
     let mut sorted: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -64,12 +51,7 @@ fn f33_k60_names_of_every_kind_are_refused_or_come_back_and_never_share_a_file()
     for name in names {
         assert!(w.set.delete(name).expect("removed"));
     }
-    assert_eq!(
-        std::fs::read_dir(w.path().join("queues"))
-            .expect("there")
-            .count(),
-        0
-    );
+    assert_eq!(std::fs::read_dir(w.path().join("queues")).expect("there").count(), 0);
 }
 
 #[test]
@@ -88,25 +70,14 @@ fn f35_k62_a_second_opener_is_told_at_once() {
 fn k61_a_missing_directory_is_created_and_a_file_in_its_place_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let deep = dir.path().join("a/b/c");
-    QueueSet::open(&deep)
-        .expect("created")
-        .queue("q")
-        .expect("opens")
-        .put("x")
-        .expect("room");
-    assert_eq!(
-        deep.metadata().expect("there").permissions().mode() & 0o777,
-        0o700
-    );
+    QueueSet::open(&deep).expect("created").queue("q").expect("opens").put("x").expect("room");
+    assert_eq!(deep.metadata().expect("there").permissions().mode() & 0o777, 0o700);
     let file = dir.path().join("file");
     std::fs::write(&file, "x").expect("written");
     assert!(QueueSet::open(&file).is_err());
     assert_eq!(std::fs::read(&file).expect("there"), b"x");
     let missing = dir.path().join("missing");
-    assert!(matches!(
-        QueueSet::open_read_only(&missing),
-        Err(OpenError::Io { .. })
-    ));
+    assert!(matches!(QueueSet::open_read_only(&missing), Err(OpenError::Io { .. })));
     assert!(!missing.exists());
 }
 
@@ -121,13 +92,7 @@ fn f36_read_only_shows_without_changing_anything() {
     let set = QueueSet::open_read_only(copy.path()).expect("opens");
     assert_eq!(set.names(), ["q"]);
     let q = set.queue("q").expect("opens");
-    assert_eq!(
-        (
-            q.len(),
-            q.peek().expect("undamaged").expect("there").data().to_vec()
-        ),
-        (2, b"a".to_vec())
-    );
+    assert_eq!((q.len(), q.peek().expect("undamaged").expect("there").data().to_vec()), (2, b"a".to_vec()));
     assert!(matches!(q.put("x"), Err(PutError::ReadOnly)));
     assert!(matches!(q.try_get(), Err(GetError::ReadOnly)));
     assert!(matches!(q.clear(), Err(Error::ReadOnly)));
@@ -173,8 +138,7 @@ fn f34_links_fifos_and_directories_in_place_of_files_are_typed_errors_and_not_fo
                 "hard link" => std::fs::hard_link(&target, &path).expect("linked"),
                 "directory" => std::fs::create_dir(&path).expect("made"),
                 _ => {
-                    let name =
-                        std::ffi::CString::new(path.to_str().expect("utf-8")).expect("no nul");
+                    let name = std::ffi::CString::new(path.to_str().expect("utf-8")).expect("no nul");
                     // SAFETY: a valid C string; tests may make a FIFO.
                     #[allow(unsafe_code)]
                     let made = unsafe { libc::mkfifo(name.as_ptr(), 0o600) };
@@ -182,10 +146,7 @@ fn f34_links_fifos_and_directories_in_place_of_files_are_typed_errors_and_not_fo
                 }
             }
             let answer = QueueSet::open(dir.path()).and_then(|set| set.queue("q").map(|_| ()));
-            assert!(
-                matches!(answer, Err(OpenError::NotRegular { .. })),
-                "{what} for {place}: {answer:?}"
-            );
+            assert!(matches!(answer, Err(OpenError::NotRegular { .. })), "{what} for {place}: {answer:?}");
             assert_eq!(std::fs::read(&target).expect("readable"), before);
         }
     }
@@ -200,9 +161,7 @@ fn f27_a_damaged_queue_stays_closed_and_others_open() {
     w.set.clone().close().expect("closes");
     std::fs::write(path.join("queues/bad/meta"), vec![0xFF; 8192]).expect("damaged");
     let set = QueueSet::open(&path).expect("opens");
-    assert!(
-        matches!(set.queue("bad"), Err(OpenError::Corrupt { ref queue, .. }) if queue == "bad")
-    );
+    assert!(matches!(set.queue("bad"), Err(OpenError::Corrupt { ref queue, .. }) if queue == "bad"));
     assert_eq!(drain(&set.queue("good").expect("opens")), ["y"]);
     assert!(set.delete("bad").expect("a damaged queue can be removed"));
     set.queue("bad").expect("made anew").put("z").expect("room");
@@ -240,10 +199,7 @@ fn f25_a_forked_child_can_do_nothing_and_harms_nothing() {
     assert_eq!(q.stats().open_items, 1);
     held.close().expect("the parent goes on");
     q.put("c").expect("room");
-    assert!(matches!(
-        QueueSet::open(w.path()),
-        Err(OpenError::Locked { .. })
-    ));
+    assert!(matches!(QueueSet::open(w.path()), Err(OpenError::Locked { .. })));
 }
 
 #[test]
@@ -259,9 +215,7 @@ fn f32_panics_in_user_code_leave_the_queue_usable() {
     assert!(std::panic::catch_unwind(|| q.put(Bad)).is_err());
     assert!(std::panic::catch_unwind(|| q.put_batch([Bad])).is_err());
     let iterator = (0..3).map(|n| if n == 2 { panic!("planted") } else { "x" });
-    assert!(
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| q.put_batch(iterator))).is_err()
-    );
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| q.put_batch(iterator))).is_err());
     q.put("y").expect("room");
     assert_eq!(drain(&w.killed().queue("q")), ["y"]);
 }
@@ -272,19 +226,9 @@ fn errors_and_debug_output_never_show_a_payload() {
     let q = w.set.queue_with("q", fast().max_items(1)).expect("opens");
     q.put("CANARY-PAYLOAD").expect("room");
     let item = q.open().expect("there");
-    let full = q
-        .set_options(fast().max_item_size(4))
-        .map(|()| q.put("CANARY-PAYLOAD"));
-    let seen = format!(
-        "{item:?} {:?} {q:?} {:?} {full:?} {:?}",
-        *item,
-        w.set,
-        q.stats()
-    );
-    assert!(
-        !seen.contains("CANARY") && !seen.contains("67, 65, 78"),
-        "{seen}"
-    );
+    let full = q.set_options(fast().max_item_size(4)).map(|()| q.put("CANARY-PAYLOAD"));
+    let seen = format!("{item:?} {:?} {q:?} {:?} {full:?} {:?}", *item, w.set, q.stats());
+    assert!(!seen.contains("CANARY") && !seen.contains("67, 65, 78"), "{seen}");
 }
 
 #[test]
@@ -300,10 +244,7 @@ fn every_sync_survives_in_the_background() {
 #[test]
 fn a_queue_keeps_its_set_open() {
     let dir = tempfile::tempdir().expect("a directory");
-    let q = QueueSet::open(dir.path())
-        .expect("opens")
-        .queue("q")
-        .expect("opens");
+    let q = QueueSet::open(dir.path()).expect("opens").queue("q").expect("opens");
     q.put("x").expect("the set is still open");
     drop(q);
     QueueSet::open(dir.path()).expect("and closes with its last queue");
@@ -315,18 +256,8 @@ fn recovery_tells_its_progress_and_can_be_cancelled() {
     w.queue("q").put("x").expect("room");
     let path = w.path().to_owned();
     w.set.clone().close().expect("closes");
-    let set = QueueSet::builder()
-        .on_recovery(|progress| progress.queue != "q")
-        .open(&path)
-        .expect("opens");
+    let set = QueueSet::builder().on_recovery(|progress| progress.queue != "q").open(&path).expect("opens");
     assert!(matches!(set.queue("q"), Err(OpenError::Cancelled)));
     drop(set);
-    assert_eq!(
-        QueueSet::open(&path)
-            .expect("opens")
-            .queue("q")
-            .expect("opens")
-            .len(),
-        1
-    );
+    assert_eq!(QueueSet::open(&path).expect("opens").queue("q").expect("opens").len(), 1);
 }

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use kestrel_core::{
-    Durability, Limit, OptionsError, PutError, PutOptions, QueueSet, SyncError, WhenFull,
-};
+use kestrel_core::{Durability, Limit, OptionsError, PutError, PutOptions, QueueSet, SyncError, WhenFull};
 
 use crate::common::{drain, fast, put_all, text, until, world, world_with};
 
@@ -75,8 +73,7 @@ fn k107_s37_k108_limits_on_a_live_queue() {
     q.set_options(q.options().max_items(2)).expect("valid");
     assert_eq!(q.len(), 4);
     assert!(q.put("e").is_err());
-    q.set_options(q.options().when_full(WhenFull::DropOldest))
-        .expect("valid");
+    q.set_options(q.options().when_full(WhenFull::DropOldest)).expect("valid");
     q.put("e").expect("trims");
     assert_eq!(drain(&q), ["d", "e"]);
 }
@@ -86,12 +83,8 @@ fn k109_sixty_four_threads_never_overshoot_a_limit() {
     let w = world_with(fast().max_items(10));
     let q = w.queue("q");
     let accepted: usize = std::thread::scope(|scope| {
-        let puts: Vec<_> = (0..64)
-            .map(|_| scope.spawn(|| q.put("x").is_ok()))
-            .collect();
-        puts.into_iter()
-            .map(|put| usize::from(put.join().expect("no panic")))
-            .sum()
+        let puts: Vec<_> = (0..64).map(|_| scope.spawn(|| q.put("x").is_ok())).collect();
+        puts.into_iter().map(|put| usize::from(put.join().expect("no panic"))).sum()
     });
     assert_eq!((accepted, q.len()), (10, 10));
 }
@@ -101,10 +94,7 @@ fn s38_k111_a_batch_goes_in_whole_or_not_at_all() {
     let w = world_with(fast().max_items(3));
     let q = w.queue("q");
     q.put("a").expect("room");
-    assert!(matches!(
-        q.put_batch(["b", "c", "d"]),
-        Err(PutError::Full { .. })
-    ));
+    assert!(matches!(q.put_batch(["b", "c", "d"]), Err(PutError::Full { .. })));
     assert_eq!(q.len(), 1);
     assert_eq!(q.put_batch(["b", "c"]).expect("room").len(), 2);
     assert!(q.put_batch(Vec::<&str>::new()).expect("nothing").is_empty());
@@ -130,8 +120,7 @@ fn a_batch_larger_than_a_segment_gets_one_that_fits() {
 fn k113_k114_clear_empties_now_and_after_a_restart() {
     let w = world();
     let q = w.queue("q");
-    q.put_batch((0..50_000u32).map(|n| n.to_le_bytes()))
-        .expect("room");
+    q.put_batch((0..50_000u32).map(|n| n.to_le_bytes())).expect("room");
     assert_eq!(q.clear().expect("stored"), 50_000);
     let stats = q.stats();
     assert_eq!((stats.items, stats.bytes, stats.total_flushes), (0, 0, 1));
@@ -171,8 +160,7 @@ fn k143_k144_k146_a_backlog_beyond_memory_keeps_order_and_bounds() {
     }
     // Many segments, restarts in the middle, puts while behind.
     for n in 0..1_000u32 {
-        q.put([n.to_le_bytes().to_vec(), vec![9; 1_000]].concat())
-            .expect("room");
+        q.put([n.to_le_bytes().to_vec(), vec![9; 1_000]].concat()).expect("room");
     }
     let mut expected = 0u32;
     let mut take = |q: &kestrel_core::Queue, count: u32| {
@@ -185,8 +173,7 @@ fn k143_k144_k146_a_backlog_beyond_memory_keeps_order_and_bounds() {
     drop(q);
     let w = w.reopen();
     let q = w.queue("q");
-    q.put([1_000u32.to_le_bytes().to_vec(), vec![9; 1_000]].concat())
-        .expect("room");
+    q.put([1_000u32.to_le_bytes().to_vec(), vec![9; 1_000]].concat()).expect("room");
     take(&q, 600);
     take(&w.killed().queue("q"), 68);
 }
@@ -196,8 +183,7 @@ fn segments_are_freed_wherever_their_items_are_done() {
     let w = world_with(fast().segment_bytes(64 << 10));
     let q = w.queue("q");
     for n in 0..200u32 {
-        q.put([n.to_le_bytes().to_vec(), vec![0; 5_000]].concat())
-            .expect("room");
+        q.put([n.to_le_bytes().to_vec(), vec![0; 5_000]].concat()).expect("room");
     }
     let first = q.open().expect("the first stays open");
     for _ in 0..150 {
@@ -208,10 +194,7 @@ fn segments_are_freed_wherever_their_items_are_done() {
     let after = w.killed();
     let q = after.queue("q");
     assert_eq!(q.recovery().redelivered, 1);
-    assert_eq!(
-        (q.len(), q.get().expect("the first").data()[..4].to_vec()),
-        (50, 0u32.to_le_bytes().to_vec())
-    );
+    assert_eq!((q.len(), q.get().expect("the first").data()[..4].to_vec()), (50, 0u32.to_le_bytes().to_vec()));
     assert_eq!(q.get().expect("the next").data()[..4], 151u32.to_le_bytes());
     first.close().expect("marked");
 }
@@ -221,19 +204,11 @@ fn put_options_travel_with_the_item() {
     let w = world();
     let q = w.queue("q");
     let expiry = std::time::SystemTime::now() + Duration::from_secs(3600);
-    q.put_with(
-        "a",
-        &PutOptions::new().flags(0xdead_beef).expires_at(expiry),
-    )
-    .expect("room");
+    q.put_with("a", &PutOptions::new().flags(0xdead_beef).expires_at(expiry)).expect("room");
     let after = w.killed();
     let item = after.queue("q").get().expect("there");
     assert_eq!(item.flags(), 0xdead_beef);
-    let off = item
-        .expires_at()
-        .expect("one")
-        .duration_since(expiry)
-        .unwrap_or_else(|e| e.duration());
+    let off = item.expires_at().expect("one").duration_since(expiry).unwrap_or_else(|e| e.duration());
     assert!(off <= Duration::from_millis(1));
     assert!(item.put_time() <= expiry);
 }
@@ -242,8 +217,7 @@ fn put_options_travel_with_the_item() {
 fn k125_an_expiry_in_the_past_is_accepted_and_never_delivered() {
     let w = world();
     let q = w.queue("q");
-    q.put_with("a", &PutOptions::new().expires_at(std::time::UNIX_EPOCH))
-        .expect("accepted");
+    q.put_with("a", &PutOptions::new().expires_at(std::time::UNIX_EPOCH)).expect("accepted");
     q.put("b").expect("room");
     assert_eq!(drain(&q), ["b"]);
     assert_eq!(q.stats().expired_items, 1);
@@ -254,26 +228,14 @@ fn append_is_durable_once_synced_and_mixed_durabilities_keep_order() {
     let w = world_with(fast().durability(Durability::Sync));
     let q = w.queue("q");
     let id = q.append("1").expect("room");
-    q.put_with("2", &PutOptions::new().durability(Durability::Os))
-        .expect("room");
+    q.put_with("2", &PutOptions::new().durability(Durability::Os)).expect("room");
     q.synced(id).expect("synced");
     q.put("3").expect("synced");
     until("all are visible", || q.peek().expect("undamaged").is_some());
-    let all: Vec<String> = (0..3)
-        .map(|_| {
-            text(
-                q.get_timeout(Duration::from_secs(9))
-                    .expect("ok")
-                    .expect("there")
-                    .data(),
-            )
-        })
-        .collect();
+    let all: Vec<String> =
+        (0..3).map(|_| text(q.get_timeout(Duration::from_secs(9)).expect("ok").expect("there").data())).collect();
     assert_eq!(all, ["1", "2", "3"]);
-    assert!(matches!(
-        q.synced(kestrel_core::ItemId::new(99)),
-        Err(SyncError::UnknownId { .. })
-    ));
+    assert!(matches!(q.synced(kestrel_core::ItemId::new(99)), Err(SyncError::UnknownId { .. })));
     assert!(q.stats().syncs >= 1);
 }
 
@@ -281,23 +243,16 @@ fn append_is_durable_once_synced_and_mixed_durabilities_keep_order() {
 fn k64_a_queue_without_a_journal_leaves_no_files_and_is_empty_after_a_restart() {
     let w = world();
     let q = w.set.queue_with("q", fast().journal(false)).expect("opens");
-    q.put_batch((0..10_000u32).map(|n| n.to_le_bytes()))
-        .expect("room");
+    q.put_batch((0..10_000u32).map(|n| n.to_le_bytes())).expect("room");
     assert_eq!(q.get().expect("there").data(), 0u32.to_le_bytes());
     assert!(!w.path().join("queues/q").exists());
-    assert!(matches!(
-        q.set_options(fast()),
-        Err(OptionsError::Journal { items: 9_999, .. })
-    ));
+    assert!(matches!(q.set_options(fast()), Err(OptionsError::Journal { items: 9_999, .. })));
     drop(q);
     let w = w.reopen();
     assert!(w.set.names().is_empty());
     let journaled = w.queue("q");
     journaled.put("x").expect("room");
-    assert!(matches!(
-        journaled.set_options(fast().journal(false)),
-        Err(OptionsError::Journal { .. })
-    ));
+    assert!(matches!(journaled.set_options(fast().journal(false)), Err(OptionsError::Journal { .. })));
 }
 
 #[test]
@@ -307,25 +262,11 @@ fn options_are_stored_with_queue_with_and_followed_without() {
     w.queue("follows");
     let path = w.path().to_owned();
     w.set.clone().close().expect("closes");
-    let set = QueueSet::builder()
-        .defaults(fast().max_items(3))
-        .open(&path)
-        .expect("opens");
-    assert_eq!(
-        set.queue("own").expect("opens").options().max_items,
-        Some(7)
-    );
-    assert_eq!(
-        set.queue("follows").expect("opens").options().max_items,
-        Some(3)
-    );
+    let set = QueueSet::builder().defaults(fast().max_items(3)).open(&path).expect("opens");
+    assert_eq!(set.queue("own").expect("opens").options().max_items, Some(7));
+    assert_eq!(set.queue("follows").expect("opens").options().max_items, Some(3));
     assert!(matches!(
-        set.queue("own")
-            .expect("opens")
-            .set_options(fast().segment_bytes(1)),
-        Err(OptionsError::Invalid {
-            field: "segment_bytes",
-            ..
-        })
+        set.queue("own").expect("opens").set_options(fast().segment_bytes(1)),
+        Err(OptionsError::Invalid { field: "segment_bytes", .. })
     ));
 }

@@ -10,18 +10,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("journal", &["disk", "format", "planted"]),
     ("reader", &["disk", "format", "journal", "clock"]),
     ("upkeep", &["disk", "queue"]),
-    (
-        "queue",
-        &[
-            "disk", "journal", "reader", "clock", "upkeep", "planted", "typed", "set",
-        ],
-    ),
-    (
-        "set",
-        &[
-            "disk", "format", "journal", "reader", "queue", "clock", "upkeep", "planted", "testing",
-        ],
-    ),
+    ("queue", &["disk", "journal", "reader", "clock", "upkeep", "planted", "typed", "set"]),
+    ("set", &["disk", "format", "journal", "reader", "queue", "clock", "upkeep", "planted", "testing"]),
     ("typed", &["queue"]),
 ];
 const PLAIN: &[&str] = &["error", "ids", "item", "options", "stats"];
@@ -51,10 +41,7 @@ fn files(dir: &Path, all: &mut Vec<PathBuf>) {
 /// The code of a file: without comments and without its tests.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text);
-    text.lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
 fn violations(name: &str, text: &str) -> Vec<String> {
@@ -71,15 +58,8 @@ fn violations(name: &str, text: &str) -> Vec<String> {
     let room = name.split(['/', '.']).next().unwrap_or(name);
     if let Some((_, may)) = LAYERS.iter().find(|(layer, _)| *layer == room) {
         for part in code.split("crate::").skip(1) {
-            let used: String = part
-                .chars()
-                .take_while(|c| c.is_ascii_lowercase() || *c == '_')
-                .collect();
-            if !used.is_empty()
-                && used != room
-                && !PLAIN.contains(&used.as_str())
-                && !may.contains(&used.as_str())
-            {
+            let used: String = part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if !used.is_empty() && used != room && !PLAIN.contains(&used.as_str()) && !may.contains(&used.as_str()) {
                 found.push(format!("{name} uses {used}"));
             }
         }
@@ -95,15 +75,8 @@ fn the_tree_keeps_its_shape() {
     assert!(all.len() > 20);
     let mut found = Vec::new();
     for path in all {
-        let name = path
-            .strip_prefix(&root)
-            .expect("below src")
-            .to_string_lossy()
-            .into_owned();
-        found.extend(violations(
-            &name,
-            &std::fs::read_to_string(&path).expect("readable"),
-        ));
+        let name = path.strip_prefix(&root).expect("below src").to_string_lossy().into_owned();
+        found.extend(violations(&name, &std::fs::read_to_string(&path).expect("readable")));
     }
     assert!(found.is_empty(), "{found:#?}");
 }

@@ -14,15 +14,7 @@ fn s20_k75_k76_a_timed_get_answers_at_once_or_when_an_item_comes() {
     let w = world();
     let q = w.queue("q");
     q.put("a").expect("room");
-    assert_eq!(
-        text(
-            q.get_timeout(LONG)
-                .expect("undamaged")
-                .expect("there")
-                .data()
-        ),
-        "a"
-    );
+    assert_eq!(text(q.get_timeout(LONG).expect("undamaged").expect("there").data()), "a");
     std::thread::scope(|scope| {
         let got = scope.spawn(|| q.get_timeout(LONG).expect("undamaged").expect("in time"));
         until("it waits", || q.stats().waiters == 1);
@@ -37,11 +29,7 @@ fn s20_k77_k86_a_timed_get_never_ends_early_and_leaves_the_line() {
     let w = world();
     let q = w.queue("q");
     let start = Instant::now();
-    assert!(
-        q.get_timeout(Duration::from_millis(120))
-            .expect("no error")
-            .is_none()
-    );
+    assert!(q.get_timeout(Duration::from_millis(120)).expect("no error").is_none());
     assert!(start.elapsed() >= Duration::from_millis(120));
     let stats = q.stats();
     assert_eq!((stats.waiters, stats.get_misses), (0, 1));
@@ -52,18 +40,11 @@ fn s25_k78_zero_and_past_are_tries_and_max_waits() {
     let w = world();
     let q = w.queue("q");
     assert!(q.get_timeout(Duration::ZERO).expect("no error").is_none());
-    let past = Instant::now()
-        .checked_sub(Duration::from_millis(5))
-        .unwrap_or_else(Instant::now);
+    let past = Instant::now().checked_sub(Duration::from_millis(5)).unwrap_or_else(Instant::now);
     assert!(q.get_deadline(past).expect("no error").is_none());
     assert!(q.open_deadline(past).expect("no error").is_none());
     std::thread::scope(|scope| {
-        let got = scope.spawn(|| {
-            q.open_timeout(Duration::MAX)
-                .expect("undamaged")
-                .expect("there")
-                .close()
-        });
+        let got = scope.spawn(|| q.open_timeout(Duration::MAX).expect("undamaged").expect("there").close());
         until("it waits", || q.stats().waiters == 1);
         q.put("a").expect("room");
         got.join().expect("no panic").expect("marked");
@@ -101,9 +82,7 @@ fn k80_a_hundred_waiters_and_a_hundred_puts_from_four_threads() {
     let w = world();
     let q = w.queue("q");
     std::thread::scope(|scope| {
-        let waiters: Vec<_> = (0..100)
-            .map(|_| scope.spawn(|| q.get().expect("undamaged").id()))
-            .collect();
+        let waiters: Vec<_> = (0..100).map(|_| scope.spawn(|| q.get().expect("undamaged").id())).collect();
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..25 {
@@ -111,10 +90,7 @@ fn k80_a_hundred_waiters_and_a_hundred_puts_from_four_threads() {
                 }
             });
         }
-        let mut ids: Vec<_> = waiters
-            .into_iter()
-            .map(|w| w.join().expect("no panic"))
-            .collect();
+        let mut ids: Vec<_> = waiters.into_iter().map(|w| w.join().expect("no panic")).collect();
         ids.sort();
         ids.dedup();
         assert_eq!(ids.len(), 100);
@@ -143,9 +119,7 @@ fn s26_k90_closing_or_deleting_wakes_all_with_closed() {
         let (q, full) = (w.queue("q"), w.queue("full"));
         full.put("x").expect("room");
         std::thread::scope(|scope| {
-            let gets: Vec<_> = (0..3)
-                .map(|_| scope.spawn(|| q.get().map(|_| ())))
-                .collect();
+            let gets: Vec<_> = (0..3).map(|_| scope.spawn(|| q.get().map(|_| ()))).collect();
             let put = scope.spawn(|| full.put("y").map(|_| ()));
             until("all wait", || q.stats().waiters == 3);
             std::thread::sleep(Duration::from_millis(20));
@@ -156,15 +130,9 @@ fn s26_k90_closing_or_deleting_wakes_all_with_closed() {
                 w.set.clone().close().expect("closes");
             }
             for get in gets {
-                assert!(matches!(
-                    get.join().expect("no panic"),
-                    Err(GetError::Closed)
-                ));
+                assert!(matches!(get.join().expect("no panic"), Err(GetError::Closed)));
             }
-            assert!(matches!(
-                put.join().expect("no panic"),
-                Err(PutError::Closed)
-            ));
+            assert!(matches!(put.join().expect("no panic"), Err(PutError::Closed)));
         });
         assert!(matches!(q.try_get(), Err(GetError::Closed)));
     }
@@ -229,9 +197,7 @@ fn k84_a_consumer_that_vanishes_hands_its_open_item_to_who_waits() {
     std::thread::scope(|scope| {
         let vanishing = scope.spawn(|| {
             let _held = q.open().expect("there");
-            other
-                .get_timeout(Duration::from_millis(60))
-                .expect("no error")
+            other.get_timeout(Duration::from_millis(60)).expect("no error")
         });
         until("it holds the item", || q.stats().open_items == 1);
         let waiting = scope.spawn(|| q.get().expect("undamaged"));
@@ -244,34 +210,17 @@ fn k84_a_consumer_that_vanishes_hands_its_open_item_to_who_waits() {
 fn s27_open_any_takes_from_the_first_that_has_one_and_leaves_no_trace() {
     let w = world();
     let queues = [w.queue("a"), w.queue("b"), w.queue("c")];
-    assert!(
-        w.set
-            .open_any(&queues, Duration::from_millis(5))
-            .expect("no error")
-            .is_none()
-    );
+    assert!(w.set.open_any(&queues, Duration::from_millis(5)).expect("no error").is_none());
     queues[2].put("c").expect("room");
     queues[1].put("b").expect("room");
     for expected in [1, 2] {
-        let (index, item) = w
-            .set
-            .open_any(&queues, LONG)
-            .expect("undamaged")
-            .expect("there");
+        let (index, item) = w.set.open_any(&queues, LONG).expect("undamaged").expect("there");
         assert_eq!(index, expected);
         item.close().expect("marked");
     }
     std::thread::scope(|scope| {
-        let got = scope.spawn(|| {
-            w.set
-                .open_any(&queues, LONG)
-                .expect("undamaged")
-                .expect("there")
-                .0
-        });
-        until("it waits on all", || {
-            queues.iter().all(|q| q.stats().waiters == 1)
-        });
+        let got = scope.spawn(|| w.set.open_any(&queues, LONG).expect("undamaged").expect("there").0);
+        until("it waits on all", || queues.iter().all(|q| q.stats().waiters == 1));
         queues[1].put("x").expect("room");
         assert_eq!(got.join().expect("no panic"), 1);
     });
@@ -284,15 +233,9 @@ fn k110_puts_that_wait_are_released_in_order_and_within_their_time() {
     let q = w.queue("q");
     q.put("0").expect("room");
     let start = Instant::now();
-    assert!(matches!(
-        q.put_timeout("x", Duration::from_millis(50)),
-        Err(PutError::Full { .. })
-    ));
+    assert!(matches!(q.put_timeout("x", Duration::from_millis(50)), Err(PutError::Full { .. })));
     assert!(start.elapsed() >= Duration::from_millis(50));
-    assert!(matches!(
-        q.put_timeout("x", Duration::ZERO),
-        Err(PutError::Full { .. })
-    ));
+    assert!(matches!(q.put_timeout("x", Duration::ZERO), Err(PutError::Full { .. })));
     let begun = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for n in 1..=3u64 {
@@ -315,15 +258,11 @@ fn k95_a_batch_wakes_as_many_as_there_are_items() {
     let w = world();
     let q = w.queue("q");
     std::thread::scope(|scope| {
-        let waiters: Vec<_> = (0..5)
-            .map(|_| scope.spawn(|| q.get_timeout(Duration::from_millis(800)).expect("no error")))
-            .collect();
+        let waiters: Vec<_> =
+            (0..5).map(|_| scope.spawn(|| q.get_timeout(Duration::from_millis(800)).expect("no error"))).collect();
         until("all wait", || q.stats().waiters == 5);
         q.put_batch(["a", "b", "c"]).expect("room");
-        let got = waiters
-            .into_iter()
-            .filter_map(|w| w.join().expect("no panic"))
-            .count();
+        let got = waiters.into_iter().filter_map(|w| w.join().expect("no panic")).count();
         assert_eq!(got, 3);
     });
     assert!(q.is_empty());
