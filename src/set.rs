@@ -30,8 +30,9 @@ use crate::journal::{Context, Journal, MetaFile, SlotFile};
 use crate::options::{Durability, OnDamage, QueueOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
-use crate::queue::core::{Core, Mode, Patience, Shared, Took};
+use crate::queue::core::{Core, Patience, Shared};
 use crate::queue::open_item::OpenItem;
+use crate::queue::take::{Given, Mode, Took};
 use crate::reader::Reader;
 use crate::reader::waiters::sleep_any;
 use crate::stats::{RecoveryProgress, SetStats};
@@ -413,7 +414,7 @@ impl QueueSet {
     /// ```
     pub fn open_any(&self, queues: &[Queue], timeout: Duration) -> Result<Option<(usize, OpenItem)>, GetError> {
         let patience = Patience::lasting(timeout);
-        let opened = |index: usize, given: crate::queue::core::Given| {
+        let opened = |index: usize, given: Given| {
             (index, OpenItem::new(Arc::clone(&queues[index].core), given.item, given.serial))
         };
         for (index, queue) in queues.iter().enumerate() {

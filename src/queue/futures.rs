@@ -12,8 +12,9 @@ use event_listener::EventListener;
 use crate::error::{GetError, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
-use crate::queue::core::{Core, Given, LinePlace, Mode};
+use crate::queue::core::Core;
 use crate::queue::open_item::OpenItem;
+use crate::queue::take::{Given, LinePlace, Mode};
 
 /// Waits for the next item: [`Queue::get_async`](crate::Queue::get_async).
 #[must_use = "futures do nothing unless polled"]

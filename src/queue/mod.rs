@@ -3,12 +3,16 @@
 pub(crate) mod core;
 pub(crate) mod futures;
 pub(crate) mod open_item;
+pub(crate) mod put;
+pub(crate) mod take;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::core::{Core, Mode, Patience, Room};
+use self::core::{Core, Patience};
+use self::put::Room;
+use self::take::{Mode, Took};
 use crate::error::{CloseError, Error, GetError, OptionsError, PutError, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
@@ -355,7 +359,7 @@ impl Queue {
         items.push(first);
         while items.len() < max {
             match self.core.take(Mode::Open, None)? {
-                self::core::Took::Item(given) => {
+                Took::Item(given) => {
                     items.push(OpenItem::new(Arc::clone(&self.core), given.item, given.serial));
                 }
                 _ => break,

@@ -1,0 +1,334 @@
+//! The story of a put: limits, append, and the wait for room or for the device.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::clock::Clock;
+use crate::error::{Limit, PutError};
+use crate::ids::{ItemId, NEVER_MS};
+use crate::journal::{AppendError, NewItem};
+use crate::options::{Durability, Expiry, PutOptions, QueueOptions, WhenFull};
+use crate::planted::{self, Bug};
+use crate::queue::core::{Core, OS, Patience, SYNC};
+use crate::reader::Reader;
+use crate::reader::waiters::{Ticket, Wakes};
+use crate::upkeep::Chore;
+
+/// How long a put waits for room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Room {
+    /// As the queue's `when_full` says.
+    ByPolicy,
+    /// As its caller says.
+    Within(Patience),
+}
+
+impl Room {
+    fn may_wait(self, when_full: WhenFull) -> bool {
+        match self {
+            Room::ByPolicy => when_full == WhenFull::Wait,
+            Room::Within(patience) => !matches!(patience, Patience::None),
+        }
+    }
+
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Room::ByPolicy => None,
+            Room::Within(patience) => patience.deadline(),
+        }
+    }
+}
+
+/// The limits of a put.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    max_items: u64,
+    max_bytes: u64,
+    max_item_size: u32,
+    when_full: WhenFull,
+    max_age_ms: u64,
+    bounded: bool,
+}
+
+impl Limits {
+    pub(super) fn of(options: &QueueOptions) -> Limits {
+        Limits {
+            max_items: options.max_items.unwrap_or(u64::MAX),
+            max_bytes: options.max_bytes.unwrap_or(u64::MAX),
+            max_item_size: options.max_item_size,
+            when_full: options.when_full,
+            max_age_ms: options.max_age_ms(),
+            bounded: options.max_items.is_some() || options.max_bytes.is_some(),
+        }
+    }
+
+    /// The limit that `items` more items of `bytes` would break.
+    fn broken(&self, reader: &Reader, items: u64, bytes: u64) -> Option<Limit> {
+        if reader.items.saturating_add(items) > self.max_items {
+            return Some(Limit::Items);
+        }
+        (reader.bytes.saturating_add(bytes) > self.max_bytes).then_some(Limit::Bytes)
+    }
+
+    /// Whether no queue, however empty, could take them.
+    fn hopeless(&self, items: u64, bytes: u64) -> Option<Limit> {
+        if items > self.max_items {
+            return Some(Limit::Items);
+        }
+        (bytes > self.max_bytes).then_some(Limit::Bytes)
+    }
+}
+
+impl Core {
+    /// Stores one item, or a batch whole, and waits as long as its durability says unless `no_wait`.
+    pub(crate) fn put(
+        &self,
+        payloads: &[&[u8]],
+        options: &PutOptions,
+        room: Room,
+        no_wait: bool,
+        ids: &mut Vec<ItemId>,
+    ) -> Result<ItemId, PutError> {
+        if self.is_forked() {
+            return Err(PutError::Forked);
+        }
+        if self.shared.read_only {
+            return Err(PutError::ReadOnly);
+        }
+        let must_sync = self.must_sync(options.durability);
+        let total = payloads.iter().map(|p| p.len() as u64).sum::<u64>();
+        let mut ticket: Option<SpaceTicket<'_>> = None;
+        loop {
+            let tried = self.try_put(payloads, total, options, must_sync, &mut ticket, room, ids);
+            match tried {
+                Err(PutError::Full { limit: Limit::Disk, .. }) if self.make_disk_room() => {}
+                Err(error) => return Err(error),
+                Ok(Some(last)) => {
+                    drop(ticket);
+                    if must_sync && !no_wait {
+                        self.wait_durable(last.0)?;
+                    } else if must_sync {
+                        self.ring_sync();
+                    }
+                    return Ok(last);
+                }
+                Ok(None) => {
+                    // Refused for now, and in the line of those who wait for room.
+                    let waits = ticket.as_ref().is_some_and(|t| t.ticket.sleep(room.deadline()));
+                    if !waits {
+                        return Err(PutError::Full { queue: self.name.clone(), limit: self.broken(payloads, total) });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free. `false`: none is.
+    fn make_disk_room(&self) -> bool {
+        if self.limits.read().when_full != WhenFull::DropOldest {
+            return false;
+        }
+        let spent = {
+            let mut reader = self.reader.lock();
+            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {}
+            std::mem::take(&mut reader.spent)
+        };
+        if spent {
+            self.free_spent();
+        }
+        spent
+    }
+
+    fn broken(&self, payloads: &[&[u8]], total: u64) -> Limit {
+        let limits = *self.limits.read();
+        limits.broken(&self.reader.lock(), payloads.len() as u64, total).unwrap_or(Limit::Items)
+    }
+
+    fn must_sync(&self, asked: Option<Durability>) -> bool {
+        self.has_journal
+            && match asked {
+                None => self.durability.load(Ordering::Relaxed) == SYNC,
+                Some(asked) => asked == Durability::Sync,
+            }
+    }
+
+    /// `Ok(None)`: no room; `ticket` stands in the line.
+    #[expect(clippy::too_many_arguments, reason = "one story; its callers are the two lines above")]
+    fn try_put<'a>(
+        &'a self,
+        payloads: &[&[u8]],
+        total: u64,
+        options: &PutOptions,
+        must_sync: bool,
+        ticket: &mut Option<SpaceTicket<'a>>,
+        room: Room,
+        ids: &mut Vec<ItemId>,
+    ) -> Result<Option<ItemId>, PutError> {
+        let mut wakes = Wakes::default();
+        let mut tail = self.journal.tail.lock();
+        let limits = *self.limits.read();
+        for payload in payloads {
+            if payload.len() as u64 > u64::from(limits.max_item_size) {
+                return Err(PutError::TooLarge { len: payload.len() as u64, max: limits.max_item_size.into() });
+            }
+        }
+        if tail.closed {
+            return Err(PutError::Closed);
+        }
+        let full = |limit| PutError::Full { queue: self.name.clone(), limit };
+        if let Some(source) = self.journal.commit.failure() {
+            return Err(PutError::Failed { queue: self.name.clone(), source });
+        }
+        if limits.bounded || ticket.is_some() {
+            let items = payloads.len() as u64;
+            if let Some(limit) = limits.hopeless(items, total) {
+                return Err(full(limit));
+            }
+            let mut reader = self.reader.lock();
+            let mut broken = limits.broken(&reader, items, total);
+            if broken.is_some() {
+                // Expired items are no reason to refuse.
+                let rules = self.rules();
+                let _ = reader.sweep(&self.journal, rules, u64::MAX);
+                broken = limits.broken(&reader, items, total);
+            }
+            while let Some(limit) = broken
+                && limits.when_full == WhenFull::DropOldest
+            {
+                let rules = self.rules();
+                match reader.drop_oldest(&self.journal, rules) {
+                    Ok(true) => broken = limits.broken(&reader, items, total),
+                    _ => return Err(full(limit)),
+                }
+            }
+            let overtakes = match &ticket {
+                Some(own) => !reader.space.is_called(&own.ticket),
+                None => !reader.space.is_empty(),
+            };
+            let may_wait = room.may_wait(limits.when_full);
+            if let Some(limit) = broken.or(overtakes.then_some(Limit::Items)) {
+                if limits.when_full == WhenFull::DropOldest || (!may_wait && broken.is_some()) {
+                    return Err(full(limit));
+                }
+                if may_wait {
+                    match ticket {
+                        Some(own) => reader.space.rejoin(&own.ticket),
+                        None => *ticket = Some(SpaceTicket { core: self, ticket: reader.space.join() }),
+                    }
+                    // Room that is promised to nobody goes to the first in the line.
+                    if broken.is_none() {
+                        reader.room(&mut wakes);
+                    }
+                    drop(reader);
+                    drop(tail);
+                    wakes.wake();
+                    return Ok(None);
+                }
+            }
+            let spent = std::mem::take(&mut reader.spent);
+            drop(reader);
+            if spent {
+                self.ring_free();
+            }
+        }
+
+        let put_ms = self.shared.clock.now_ms();
+        let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
+        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags };
+        let hide = must_sync && !planted::is(Bug::AckBeforeSync);
+        let last = if let [payload] = payloads {
+            let place = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;
+            let mut reader = self.reader.lock();
+            reader.offer(place, hide, &mut wakes);
+            place.id
+        } else {
+            let items: Vec<NewItem<'_>> = payloads.iter().map(|payload| item(payload)).collect();
+            let places = self.journal.append_batch(&mut tail, &items, put_ms).map_err(|e| self.append_error(e))?;
+            let mut reader = self.reader.lock();
+            for place in &places {
+                reader.offer(*place, hide, &mut wakes);
+                ids.push(ItemId(place.id));
+            }
+            places.last().map_or(0, |place| place.id)
+        };
+        let arm = self.journal.wants_spare(&mut tail);
+        let spent = std::mem::take(&mut tail.spent);
+        drop(tail);
+        wakes.wake();
+        if spent {
+            self.ring_free();
+        }
+        if arm {
+            self.shared.upkeep.ring(Chore::Arm(self.me.clone()));
+        }
+        if !must_sync && self.has_journal && self.durability.load(Ordering::Relaxed) == SYNC {
+            // It may have come behind an item that waits for a sync which is not its own.
+            let hidden = self.reader.lock().has_hidden();
+            if hidden {
+                self.ring_sync();
+            }
+        }
+        if expiry_ms != NEVER_MS || self.durability.load(Ordering::Relaxed) != OS {
+            self.ring_tend();
+        }
+        Ok(Some(ItemId(last)))
+    }
+
+    fn append_error(&self, error: AppendError) -> PutError {
+        let queue = self.name.clone();
+        match error {
+            AppendError::NoSpace(source) => PutError::NoSpace { queue, source: Arc::new(source) },
+            AppendError::DiskCap => PutError::Full { queue, limit: Limit::Disk },
+            AppendError::TooLarge { max } => PutError::TooLarge { len: u64::MAX, max },
+            AppendError::Exhausted => PutError::Exhausted,
+            AppendError::Io { segment, error } => PutError::Io { queue, segment, source: Arc::new(error) },
+        }
+    }
+
+    fn wait_durable(&self, id: u64) -> Result<(), PutError> {
+        self.journal
+            .commit
+            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
+            .map_err(|source| PutError::Indeterminate { queue: self.name.clone(), source })
+    }
+
+    pub(super) fn publish(&self, durable: u64) {
+        let mut wakes = Wakes::default();
+        self.reader.lock().publish(durable, &mut wakes);
+        wakes.wake();
+    }
+}
+
+/// A place in the line of putters; given up when dropped.
+#[derive(Debug)]
+struct SpaceTicket<'a> {
+    core: &'a Core,
+    ticket: Ticket,
+}
+
+impl Drop for SpaceTicket<'_> {
+    fn drop(&mut self) {
+        let mut wakes = Wakes::default();
+        let mut reader = self.core.reader.lock();
+        reader.space.forget(&self.ticket);
+        // Each wakes the next: one by one, as long as there is room.
+        reader.room(&mut wakes);
+        drop(reader);
+        wakes.wake();
+    }
+}
+
+fn expiry_ms(own: Expiry, put_ms: u64, max_age_ms: u64, clock: &Clock) -> u64 {
+    let own = match own {
+        Expiry::Never => NEVER_MS,
+        Expiry::In(span) => {
+            let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            clock.exact_ms().saturating_add(span)
+        }
+        Expiry::At(time) => time
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(NEVER_MS)),
+    };
+    own.min(put_ms.saturating_add(max_age_ms))
+}

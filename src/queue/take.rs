@@ -1,0 +1,419 @@
+//! The story of a take: the first item out, the wait in line, and how an open item ends.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+
+use crate::error::{CloseError, GetError};
+use crate::ids::{ItemId, Place};
+use crate::item::Item;
+use crate::journal::lane::Lane;
+use crate::journal::segment::Segment;
+use crate::queue::core::{Core, OS, Patience};
+use crate::reader::waiters::{Ticket, Wakes};
+use crate::reader::{Held, Reader, TakeError, Taken};
+
+/// Whether a taken item is done at once or held open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Get,
+    Open,
+}
+
+/// What a consumer is given; `serial` names the opening.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) item: Item,
+    pub(crate) serial: u64,
+}
+
+impl Core {
+    /// Takes an item for a consumer who does not wait, or for one whose ticket was called.
+    pub(crate) fn take(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
+        let mut ticket = ticket;
+        loop {
+            let mut reader = self.reader.lock();
+            if reader.closed {
+                if let Some(ticket) = ticket {
+                    reader.line.leave(ticket);
+                }
+                return Err(GetError::Closed);
+            }
+            match ticket {
+                Some(ticket) if !reader.line.is_called(ticket) => return Ok(Took::NotYet),
+                Some(ticket) if reader.paused => {
+                    reader.line.rejoin(ticket);
+                    return Ok(Took::NotYet);
+                }
+                None if !reader.has_unpromised() => return Ok(Took::Nothing),
+                _ => {}
+            }
+            let rules = self.rules();
+            let ahead = ticket.map_or(0, |ticket| reader.line.ahead(ticket));
+            let taken = match reader.take_after(&self.journal, rules, ahead) {
+                Ok(Some(taken)) => taken,
+                Ok(None) => {
+                    let spent = std::mem::take(&mut reader.spent);
+                    if let Some(ticket) = ticket {
+                        reader.line.rejoin(ticket);
+                    }
+                    let mut wakes = Wakes::default();
+                    reader.room(&mut wakes);
+                    drop(reader);
+                    wakes.wake();
+                    if spent {
+                        self.ring_free();
+                    }
+                    return Ok(if ticket.is_some() { Took::NotYet } else { Took::Nothing });
+                }
+                Err(error) => {
+                    let mut wakes = Wakes::default();
+                    if let Some(ticket) = ticket {
+                        reader.line.leave(ticket);
+                        reader.promise(&mut wakes);
+                    }
+                    drop(reader);
+                    wakes.wake();
+                    return Err(self.take_error(error));
+                }
+            };
+            // From here the ticket is spent, also if the item turns out damaged: the next round goes without.
+            if let Some(ticket) = ticket.take() {
+                reader.line.leave(ticket);
+            }
+            let before = match taken.segment.lane(taken.place.ordinal) {
+                Ok(lane) => lane.unwrap_or(Lane::Waiting { starts: 0 }),
+                Err(error) => {
+                    let place = taken.place;
+                    reader.return_waiting(place);
+                    drop(reader);
+                    return Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error }));
+                }
+            };
+            let starts = u32::from(before.starts()) + 1;
+            reader.counts.last_age_ms = rules.now_ms.saturating_sub(taken.place.put_ms);
+            reader.counts.get_hits += 1;
+            reader.counts.redelivered += u64::from(starts > 1);
+            let mut wakes = Wakes::default();
+            reader.room(&mut wakes);
+            let mut serial = 0;
+            if mode == Mode::Open {
+                reader.counts.transactions += 1;
+                serial = reader.hold(&taken, starts, rules.now_ms);
+                let lane = Lane::InFlight { starts: u8::try_from(starts).unwrap_or(u8::MAX) };
+                // A start that cannot be counted is still a start; the close will tell of the medium.
+                let _ = taken.segment.mark(taken.place.ordinal, lane);
+            }
+            let spent = std::mem::take(&mut reader.spent);
+            drop(reader);
+            wakes.wake();
+            if spent {
+                self.ring_free();
+            }
+
+            // The payload is copied without the lock: the segment cannot be freed while it is in hand.
+            match self.journal.read(&taken.segment, &taken.place) {
+                Ok(Some(payload)) => {
+                    let place = taken.place;
+                    if mode == Mode::Get {
+                        self.finish(&taken.segment, &place)
+                            .map_err(|error| self.undo(&taken, mode, serial, before, Some(error)))?;
+                    }
+                    let item = Item {
+                        id: place.id,
+                        payload,
+                        put_ms: place.put_ms,
+                        expiry_ms: place.expiry_ms,
+                        user_flags: place.user_flags,
+                        attempts: starts,
+                    };
+                    return Ok(Took::Item(Given { item, serial }));
+                }
+                Ok(None) if self.shared.salvage => {
+                    let mut reader = self.reader.lock();
+                    reader.release(taken.place.id, serial);
+                    reader.counts.damaged += 1;
+                    reader.counts.get_hits -= 1;
+                    drop(reader);
+                    let _ = self.finish(&taken.segment, &taken.place);
+                }
+                Ok(None) => return Err(self.undo(&taken, mode, serial, before, None)),
+                Err(error) => return Err(self.undo(&taken, mode, serial, before, Some(error))),
+            }
+        }
+    }
+
+    /// An item that was taken and could not be read waits again, as if it had not been touched.
+    fn undo(&self, taken: &Taken, mode: Mode, serial: u64, before: Lane, error: Option<std::io::Error>) -> GetError {
+        let place = taken.place;
+        let mut wakes = Wakes::default();
+        let mut reader = self.reader.lock();
+        if mode == Mode::Open {
+            reader.release(place.id, serial);
+            let _ = taken.segment.mark(
+                place.ordinal,
+                match before {
+                    Lane::Done => Lane::Waiting { starts: 0 },
+                    lane => lane,
+                },
+            );
+        }
+        reader.counts.get_hits -= 1;
+        reader.return_waiting(place);
+        reader.promise(&mut wakes);
+        drop(reader);
+        // Not woken: whoever came next would meet the same item and the same error, round and round.
+        drop(wakes);
+        self.take_error(match error {
+            Some(error) => TakeError::Io { segment: place.segment, offset: place.offset, error },
+            None => TakeError::Damaged { segment: place.segment, offset: place.offset, id: place.id },
+        })
+    }
+
+    pub(super) fn take_error(&self, error: TakeError) -> GetError {
+        let queue = self.name.clone();
+        match error {
+            TakeError::Damaged { segment, offset, id } => {
+                GetError::Corrupt { queue, segment, offset: offset.into(), id: Some(ItemId(id)) }
+            }
+            TakeError::Io { segment, offset, error } => {
+                GetError::Io { queue, segment, offset: offset.into(), source: Arc::new(error) }
+            }
+        }
+    }
+
+    fn finish(&self, segment: &Segment, place: &Place) -> std::io::Result<()> {
+        if segment.mark_done(place.ordinal)? {
+            self.ring_free();
+        }
+        if self.durability.load(Ordering::Relaxed) != OS {
+            self.ring_tend();
+        }
+        Ok(())
+    }
+
+    /// Takes an item, waiting in line if `patience` says so. `Ok(None)`: none came.
+    pub(crate) fn take_waiting(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
+        self.may_take()?;
+        match self.take(mode, None)? {
+            Took::Item(given) => return Ok(Some(given)),
+            Took::Nothing | Took::NotYet if matches!(patience, Patience::None) => {
+                self.missed(mode);
+                return Ok(None);
+            }
+            Took::Nothing | Took::NotYet => {}
+        }
+        let place = self.join();
+        loop {
+            // Look again after joining: what came in between was promised to nobody.
+            match self.take(mode, Some(&place.ticket))? {
+                Took::Item(given) => return Ok(Some(given)),
+                Took::Nothing | Took::NotYet => {}
+            }
+            if !place.ticket.sleep(patience.deadline()) {
+                // Called at the very end: the promise is there to be kept.
+                if let Took::Item(given) = self.take(mode, Some(&place.ticket))? {
+                    return Ok(Some(given));
+                }
+                drop(place);
+                self.missed(mode);
+                return Ok(None);
+            }
+        }
+    }
+
+    pub(crate) fn may_take(&self) -> Result<(), GetError> {
+        if self.is_forked() {
+            return Err(GetError::Forked);
+        }
+        if self.shared.read_only {
+            return Err(GetError::ReadOnly);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn missed(&self, mode: Mode) {
+        let mut reader = self.reader.lock();
+        reader.counts.get_misses += 1;
+        reader.counts.transactions += u64::from(mode == Mode::Open);
+    }
+
+    /// Joins the line of consumers; leaves it when dropped, passing a promise on.
+    pub(crate) fn join(&self) -> LinePlace {
+        let mut wakes = Wakes::default();
+        let mut reader = self.reader.lock();
+        let ticket = reader.line.join();
+        reader.promise(&mut wakes);
+        if reader.closed {
+            reader.line.end(&mut wakes);
+        }
+        drop(reader);
+        wakes.wake();
+        LinePlace { core: self.me.clone(), ticket }
+    }
+
+    /// For futures: an item, or registered to be woken.
+    pub(crate) fn poll_take(
+        &self,
+        mode: Mode,
+        place: &mut Option<LinePlace>,
+        waker: &Waker,
+    ) -> Result<Option<Given>, GetError> {
+        self.may_take()?;
+        if place.is_none() {
+            if let Took::Item(given) = self.take(mode, None)? {
+                return Ok(Some(given));
+            }
+            *place = Some(self.join());
+        }
+        let Some(waiting) = place else {
+            return Ok(None);
+        };
+        loop {
+            let result = self.take(mode, Some(&waiting.ticket));
+            match result {
+                Ok(Took::Item(given)) => {
+                    *place = None;
+                    return Ok(Some(given));
+                }
+                Err(error) => {
+                    *place = None;
+                    return Err(error);
+                }
+                Ok(Took::Nothing | Took::NotYet) => {}
+            }
+            if !waiting.ticket.register(waker) {
+                return Ok(None);
+            }
+        }
+    }
+
+    // ---- the end of an open item
+
+    /// Closes an opening. `Ok(false)`: it had ended before.
+    pub(crate) fn close_item(&self, id: u64, serial: u64) -> Result<bool, CloseError> {
+        if self.is_forked() {
+            return Err(CloseError::Forked);
+        }
+        let mut reader = self.reader.lock();
+        if reader.closed {
+            return Err(CloseError::Closed);
+        }
+        let Some(held) = reader.release(id, serial) else {
+            return Ok(false);
+        };
+        let Some(segment) = &held.segment else {
+            return Ok(true);
+        };
+        if let Err(error) = self.finish(segment, &held.place) {
+            let number = segment.number;
+            let wakes = self.give_back(&mut reader, held);
+            drop(reader);
+            wakes.wake();
+            return Err(CloseError::Io { queue: self.name.clone(), segment: number, source: Arc::new(error) });
+        }
+        Ok(true)
+    }
+
+    /// Ends an opening without success: the item waits again. `false`: it had ended before.
+    pub(crate) fn abort_item(&self, id: u64, serial: u64) -> bool {
+        if self.is_forked() {
+            return false;
+        }
+        let mut reader = self.reader.lock();
+        if reader.closed {
+            return false;
+        }
+        let Some(held) = reader.release(id, serial) else {
+            return false;
+        };
+        reader.counts.aborts += 1;
+        let wakes = self.give_back(&mut reader, held);
+        drop(reader);
+        wakes.wake();
+        true
+    }
+
+    fn give_back(&self, reader: &mut Reader, held: Held) -> Wakes {
+        let mut wakes = Wakes::default();
+        // After a clear there is no place to come back to.
+        if let Some(segment) = &held.segment {
+            let starts = u8::try_from(held.starts).unwrap_or(u8::MAX);
+            let _ = segment.mark(held.place.ordinal, Lane::Waiting { starts });
+            reader.return_waiting(held.place);
+            reader.promise(&mut wakes);
+        }
+        wakes
+    }
+
+    pub(crate) fn peek(&self) -> Result<Option<Item>, GetError> {
+        if self.is_forked() {
+            return Err(GetError::Forked);
+        }
+        let mut reader = self.reader.lock();
+        if reader.closed {
+            return Err(GetError::Closed);
+        }
+        let rules = self.rules();
+        let taken = if reader.paused {
+            None
+        } else {
+            reader.peek(&self.journal, rules).map_err(|error| self.take_error(error))?
+        };
+        let Some(taken) = taken else {
+            reader.counts.get_misses += 1;
+            return Ok(None);
+        };
+        // Under the lock, so that the item is still there when it is shown.
+        let place = taken.place;
+        let starts = taken.segment.lane(place.ordinal).ok().flatten().map_or(0, Lane::starts);
+        match self.journal.read(&taken.segment, &place) {
+            Ok(Some(payload)) => Ok(Some(Item {
+                id: place.id,
+                payload,
+                put_ms: place.put_ms,
+                expiry_ms: place.expiry_ms,
+                user_flags: place.user_flags,
+                attempts: starts.into(),
+            })),
+            Ok(None) => {
+                Err(self.take_error(TakeError::Damaged { segment: place.segment, offset: place.offset, id: place.id }))
+            }
+            Err(error) => Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error })),
+        }
+    }
+}
+
+/// What a take found.
+#[derive(Debug)]
+pub(crate) enum Took {
+    Item(Given),
+    /// Nothing that is not promised to somebody.
+    Nothing,
+    /// The ticket's turn has not come.
+    NotYet,
+}
+
+/// A place in the line of consumers; given up when dropped.
+#[derive(Debug)]
+pub(crate) struct LinePlace {
+    core: Weak<Core>,
+    pub(crate) ticket: Ticket,
+}
+
+impl Drop for LinePlace {
+    fn drop(&mut self) {
+        let Some(core) = self.core.upgrade() else {
+            return;
+        };
+        if core.is_forked() {
+            return;
+        }
+        let mut wakes = Wakes::default();
+        let mut reader = core.reader.lock();
+        reader.line.forget(&self.ticket);
+        reader.promise(&mut wakes);
+        drop(reader);
+        wakes.wake();
+    }
+}
