@@ -15,6 +15,8 @@
 //! # }
 //! ```
 
+use std::sync::OnceLock;
+
 pub use crate::disk::sim::*;
 
 use crate::disk::Disk;
@@ -70,7 +72,10 @@ pub fn fuzz_open_dir(data: &[u8]) {
     let Some((&how, edits)) = data.split_first() else {
         return;
     };
-    let disk = small_set(how & 1 == 0);
+    // Written once: the branches of a disk are independent.
+    static SETS: OnceLock<[SimDisk; 2]> = OnceLock::new();
+    let sets = SETS.get_or_init(|| [small_set(true), small_set(false)]);
+    let disk = sets[usize::from(how & 1)].kill();
     let files = disk.list_files();
     for edit in edits.chunks_exact(5).take(64) {
         let Some(path) = files.get(usize::from(edit[0] >> 2) % files.len().max(1)) else {
