@@ -664,13 +664,17 @@ impl Journal {
         }
     }
 
-    /// Closes sealed and durable segments above `above` that nobody uses, so that a long backlog holds neither maps nor
-    /// descriptors.
-    pub(crate) fn rest_unused(&self, above: u64) {
-        for (number, entry) in self.table.lock().range_mut(above.saturating_add(1)..) {
+    /// Closes sealed segments above `above` that nobody uses, so that a long backlog holds neither maps nor descriptors.
+    /// With `durable_only`, those that a sync has covered: an error of writing back is told to descriptors that were open.
+    pub(crate) fn rest_unused(&self, above: u64, durable_only: bool) {
+        if self.context.dir.is_none() {
+            return;
+        }
+        for entry in self.table.lock().range_mut(above.saturating_add(1)..).map(|(_, entry)| entry) {
             let Some(segment) = &entry.open else { continue };
-            let idle = entry.sealed && Arc::strong_count(segment) == 1 && segment.number == *number;
-            if idle && !segment.is_spent() && self.context.dir.is_some() {
+            let durable = segment.synced_to.load(Ordering::Acquire) >= segment.end();
+            let idle = entry.sealed && Arc::strong_count(segment) == 1 && !segment.is_spent();
+            if idle && (durable || !durable_only) {
                 entry.done = segment.done();
                 entry.marks_unsynced = segment.marks_unsynced.load(Ordering::Acquire);
                 entry.open = None;

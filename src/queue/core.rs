@@ -307,7 +307,7 @@ impl Core {
             reader.reading()
         };
         let left = self.journal.free_spent(|_| false);
-        self.journal.rest_unused(above);
+        self.journal.rest_unused(above, self.durability.load(Ordering::Relaxed) != OS);
         let mut wakes = Wakes::default();
         self.reader.lock().room(&mut wakes);
         wakes.wake();
