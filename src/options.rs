@@ -66,7 +66,8 @@ pub enum OnDamage {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct QueueOptions {
-    /// Most items waiting; open ones do not count. Default: no limit.
+    /// Most items waiting; open ones do not count. Expired items are removed before a put is refused or drops one, except
+    /// those beyond `memory_bytes`, which count until they are read. Default: no limit.
     pub max_items: Option<u64>,
     /// Most payload bytes waiting; a put that would exceed it does not happen. Default: no limit.
     pub max_bytes: Option<u64>,
