@@ -865,7 +865,14 @@ impl<'a> Recovery<'a> {
             return Ok(());
         };
         unsynced.extend(&unproven);
-        if self.wishes.cache_promised || planted::is(Bug::ServeUnproven) {
+        if planted::is(Bug::ServeUnproven) {
+            unsynced.clear();
+            for segment in found.values_mut() {
+                segment.proven_to = segment.extent.unwrap_or_default().end;
+            }
+            return Ok(());
+        }
+        if self.wishes.cache_promised {
             return Ok(());
         }
         // One new segment takes all frames above the mark, if they fit and their ids have no gap; else the first sync,
