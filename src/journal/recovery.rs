@@ -141,12 +141,10 @@ impl<'a> Recovery<'a> {
         self.clear_id = meta.meta.clear_id;
         let mut found = self.list(dir, &mut meta)?;
         let nameless = self.check_gaps(dir, &mut found, &meta)?;
-        let cleared = self.take_cleared(&mut found);
         self.measure(&mut found, &meta)?;
         let mut torn = self.truncate(&mut found)?;
         torn.extend(nameless);
         let lost_tail = !torn.is_empty();
-        torn.extend(cleared);
 
         // Segments that hold nothing any more are forgotten once the header says so.
         let mut gone: Vec<(u64, PathBuf, u32)> =
@@ -313,15 +311,15 @@ impl<'a> Recovery<'a> {
         // Whether a power cut may have taken what is older than what was seen so far: nothing newer was covered by a sync,
         // and the page cache is not the one it was stored in.
         let mut may_be_torn = true;
+        // Whether everything older was cleared: no sync has waited for it since, so it may be torn without what is newer
+        // being so.
+        let mut all_cleared = false;
         for (done, (number, (name, named, kind))) in names.into_iter().rev().enumerate() {
             if !(self.wishes.progress)(done as u64, total) {
                 return Err(OpenError::Cancelled);
             }
             let path = dir.join(name);
-            if let Some(newer) = newer
-                && number > superseded_above
-                && number < newer
-            {
+            if newer.is_some_and(|newer| number < newer) && (number > superseded_above || all_cleared) {
                 if kind == EntryKind::File && !self.context.read_only {
                     self.before_removal(dir, meta)?;
                     meta.update(|meta| {
@@ -338,6 +336,7 @@ impl<'a> Recovery<'a> {
             let Some(segment) = self.look(path, number, named, meta, may_be_torn)? else {
                 continue;
             };
+            all_cleared |= segment.header.first_id <= self.clear_id.saturating_add(1);
             may_be_torn &= !segment.named && segment.header.boot_id != self.context.boot_id;
             superseded_above = segment.header.previous.map_or(0, |previous| previous.number);
             newer = Some(number);
@@ -499,6 +498,12 @@ impl<'a> Recovery<'a> {
         let mut cut_at = None;
         let last_covered = found.iter().rev().find(|(_, f)| f.named).map_or(0, |(number, _)| *number);
         for (number, segment) in found.iter() {
+            if segment.header.first_id <= self.clear_id.saturating_add(1) {
+                // What was before it was cleared.
+                expected = number + 1;
+                last_id = Some(segment.header.first_id);
+                continue;
+            }
             let superseded_from = segment.header.previous.map_or(1, |previous| previous.number + 1);
             let mut gap = expected;
             while gap < *number {
@@ -562,14 +567,6 @@ impl<'a> Recovery<'a> {
             }
         }
         Ok(behind)
-    }
-
-    /// Takes out the segments that hold cleared items only. No sync has waited for them since, so they may be torn without
-    /// anything behind them being so.
-    fn take_cleared(&self, found: &mut BTreeMap<u64, Found>) -> Vec<Found> {
-        let first_ids: Vec<(u64, u64)> = found.iter().map(|(number, f)| (*number, f.header.first_id)).collect();
-        let cleared = first_ids.windows(2).filter(|pair| pair[1].1 <= self.clear_id.saturating_add(1));
-        cleared.filter_map(|pair| found.remove(&pair[0].0)).collect()
     }
 
     /// Finds where each segment ends and how far it is proven, from the newest down: what is newer proves what is older.
