@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use kestrel_core::{GetError, PutError, QueueSet};
+use kestrel_core::{Error, QueueSet};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let items: u64 = std::env::args().nth(1).map_or(Ok(2_000), |text| text.parse())?;
@@ -19,45 +20,52 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let handler_stop = Arc::clone(&stop);
     ctrlc::set_handler(move || handler_stop.store(true, Ordering::SeqCst))?;
 
-    let produced = AtomicU64::new(0);
+    // What is still to be put; the consumers go on until the producers are done and nothing is left.
+    let budget = AtomicU64::new(items);
+    let is_producing = AtomicBool::new(true);
     let consumed = AtomicU64::new(0);
     let start = Instant::now();
-    std::thread::scope(|scope| {
-        let producers: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| -> Result<(), PutError> {
-                    // Each put is on the device when it returns; the four threads share its syncs.
-                    while !stop.load(Ordering::SeqCst) && produced.fetch_add(1, Ordering::SeqCst) < items {
-                        queue.put(start.elapsed().as_nanos().to_le_bytes())?;
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        let done = Arc::new(AtomicBool::new(false));
-        for _ in 0..2 {
-            let (done, queue, consumed) = (Arc::clone(&done), queue.clone(), &consumed);
-            scope.spawn(move || -> Result<(), GetError> {
-                loop {
-                    // A worker that dies with the item open loses nothing: it would come back.
-                    if let Some(item) = queue.open_timeout(Duration::from_millis(50))? {
-                        if item.close().is_ok() {
-                            consumed.fetch_add(1, Ordering::SeqCst);
-                        }
-                    } else if done.load(Ordering::SeqCst) {
-                        return Ok(());
-                    }
-                }
-            });
+    let produce = || -> Result<(), Error> {
+        let take = |left: u64| left.checked_sub(1);
+        while !stop.load(Ordering::SeqCst) && budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok() {
+            // On the device when it returns; the four threads share its syncs.
+            queue.put(start.elapsed().as_nanos().to_le_bytes())?;
         }
-        for producer in producers {
-            if let Ok(Err(error)) = producer.join() {
-                eprintln!("a producer stopped: {error}");
+        Ok(())
+    };
+    let consume = || -> Result<(), Error> {
+        loop {
+            // Read before the queue is: a put that came before it is then seen.
+            let may_come = is_producing.load(Ordering::SeqCst);
+            // A consumer that dies with the item open loses nothing: it would come back.
+            match queue.open_timeout(Duration::from_millis(50))? {
+                Some(item) => item.close()?,
+                None if may_come => continue,
+                None => return Ok(()),
             }
+            consumed.fetch_add(1, Ordering::SeqCst);
         }
-        done.store(true, Ordering::SeqCst);
+    };
+    let outcome = std::thread::scope(|scope| {
+        let producers: Vec<_> = (0..4).map(|_| scope.spawn(produce)).collect();
+        let consumers: Vec<_> = (0..2).map(|_| scope.spawn(consume)).collect();
+        let produced = join(producers);
+        is_producing.store(false, Ordering::SeqCst);
+        produced.and(join(consumers))
     });
-    println!("{} consumed in {:?}, {} left", consumed.load(Ordering::SeqCst), start.elapsed(), queue.len());
+    println!(
+        "{} put, {} consumed in {:?}, {} left",
+        items - budget.load(Ordering::SeqCst),
+        consumed.load(Ordering::SeqCst),
+        start.elapsed(),
+        queue.len()
+    );
     set.close()?;
-    Ok(())
+    Ok(outcome?)
+}
+
+fn join(threads: Vec<ScopedJoinHandle<'_, Result<(), Error>>>) -> Result<(), Error> {
+    let ends = threads.into_iter().map(|thread| thread.join().expect("no panic"));
+    // All of them, then the first error.
+    ends.fold(Ok(()), Result::and)
 }
