@@ -1,0 +1,96 @@
+//! The fault laboratory: one command a layer, each with a closing line `N passed, N failed`.
+//!
+//! `cargo run --release --manifest-path tests/lab/Cargo.toml -- list` tells what there is, what each needs and how long it
+//! takes; `-- report` writes the table of the reliability page from the figures that the layers left.
+
+mod figures;
+mod work;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use figures::Outcome;
+
+/// One layer.
+struct Layer {
+    name: &'static str,
+    what: &'static str,
+    needs: &'static str,
+    /// Minutes of the usual run on two cores.
+    minutes: &'static str,
+    /// The words after the name on the command line; a number is how much to try.
+    run: fn(&[String]) -> Outcome,
+}
+
+const LAYERS: &[Layer] = &[];
+
+fn number(words: &[String], place: usize, default: u64) -> u64 {
+    words.get(place).and_then(|word| word.parse().ok()).unwrap_or(default)
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.first().map(String::as_str) {
+        Some("worker") => worker(&words[1..]),
+        None | Some("list") => {
+            println!("{:<10} {:<8} {:<32} what it does", "layer", "minutes", "needs");
+            for layer in LAYERS {
+                println!("{:<10} {:<8} {:<32} {}", layer.name, layer.minutes, layer.needs, layer.what);
+            }
+            ExitCode::SUCCESS
+        }
+        Some(name) => match LAYERS.iter().find(|layer| layer.name == name) {
+            Some(layer) => run(layer, &words[1..]),
+            None => {
+                eprintln!("no layer of that name; `list` tells them");
+                ExitCode::from(2)
+            }
+        },
+    }
+}
+
+fn run(layer: &Layer, words: &[String]) -> ExitCode {
+    let start = Instant::now();
+    let outcome = (layer.run)(words);
+    if let Err(error) = figures::add(layer.name, start.elapsed().as_secs_f64(), &outcome) {
+        eprintln!("the figures cannot be written: {error}");
+        return ExitCode::FAILURE;
+    }
+    if let Some(why) = &outcome.skipped {
+        println!("{}: skipped: {why}", layer.name);
+        println!("0 passed, 0 failed, 1 skipped");
+        return ExitCode::SUCCESS;
+    }
+    for (name, count) in &outcome.counts {
+        println!("{}: {count} {name}", layer.name);
+    }
+    println!("{} passed, {} failed", outcome.passed, outcome.failed);
+    if outcome.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// `worker DIR LEDGER SEED THREADS DURABILITY [LIFE [PUTS]]`
+fn worker(words: &[String]) -> ExitCode {
+    let [dir, ledger, seed, threads, mode, rest @ ..] = words else {
+        eprintln!("worker DIR LEDGER SEED THREADS DURABILITY [LIFE [PUTS]]");
+        return ExitCode::from(2);
+    };
+    let ledger: Box<dyn std::io::Write + Send> = match ledger.as_str() {
+        "-" => Box::new(std::io::stdout()),
+        path => match std::fs::OpenOptions::new().create(true).append(true).open(path) {
+            Ok(file) => Box::new(file),
+            Err(error) => {
+                eprintln!("{path}: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+    };
+    let (seed, threads) = (seed.parse().unwrap_or(1), threads.parse().unwrap_or(1));
+    match work::worker(Path::new(dir), ledger, seed, threads, mode, number(rest, 0, 0), number(rest, 1, u64::MAX)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
