@@ -82,6 +82,8 @@ struct Inner {
     /// Lock 1. Every queue of the directory, loaded or not.
     registry: Mutex<BTreeMap<String, Arc<Slot>>>,
     meta: Mutex<SetFile>,
+    /// A queue has left for the trash, and no sync has covered that.
+    trash_unsynced: AtomicBool,
     /// Given up at close, so that the directory can be opened again while handles are still around.
     lock: Mutex<Option<File>>,
     creates: AtomicU64,
@@ -220,13 +222,16 @@ impl QueueSetBuilder {
         let lock = if self.read_only {
             None
         } else {
-            let is_new = disk.list(dir).is_err();
+            // Also where the directory is there: whoever made it may have died before its name was durable.
+            let is_missing = |dir: &&Path| disk.list(dir).is_err();
+            let missing = dir.ancestors().filter(|dir| !dir.as_os_str().is_empty()).take_while(is_missing).count();
             disk.create_dir_all(dir).map_err(io)?;
-            if is_new
-                && let Some(parent) = dir.parent()
-                && !parent.as_os_str().is_empty()
-            {
-                disk.sync_dir(parent).map_err(io)?;
+            for parent in dir.ancestors().skip(1).take(missing.max(1)).filter(|dir| !dir.as_os_str().is_empty()) {
+                match disk.sync_dir(parent) {
+                    // Somebody else's directory, which was there before.
+                    Err(error) if missing == 0 && error.kind() == io::ErrorKind::PermissionDenied => {}
+                    synced => synced.map_err(io)?,
+                }
             }
             Some(take_lock(disk, &dir.join("lock"))?)
         };
@@ -238,7 +243,13 @@ impl QueueSetBuilder {
                 disk.create_dir_all(dir).map_err(|e| open_error(dir, e))?;
             }
             disk.sync_dir(dir).map_err(io)?;
-            empty_trash(disk, &dir.join("trash"));
+            let trash = dir.join("trash");
+            if !disk.list(&trash).map_err(io)?.is_empty() {
+                // A queue that an earlier process was deleting must not come back without its files.
+                disk.sync_dir(&trash).map_err(io)?;
+                disk.sync_dir(&queues).map_err(io)?;
+            }
+            empty_trash(disk, &trash);
         }
         let mut names = BTreeMap::new();
         list_queues(disk, &queues, &mut Vec::new(), &mut names).map_err(|e| open_error(&queues, e))?;
@@ -265,6 +276,7 @@ impl QueueSetBuilder {
                 on_recovery: self.on_recovery,
                 registry: Mutex::new(names),
                 meta: Mutex::new(file),
+                trash_unsynced: AtomicBool::new(false),
                 lock: Mutex::new(lock),
                 creates: AtomicU64::new(0),
                 deletes: AtomicU64::new(0),
@@ -608,6 +620,13 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(open_error(&dir.join("meta"), error)),
         };
+        if let Some(MetaFile { slots: Some(slots), .. }) = &meta
+            && slots.is_first()
+            && !self.shared.read_only
+        {
+            // Whoever made it may have died, or failed, before its names were durable.
+            self.sync_names(&dir).map_err(|error| open_error(&dir, error))?;
+        }
         let created = meta.is_none();
         let options = match (&meta, preset) {
             (_, Some(options)) => options.clone(),
@@ -764,13 +783,24 @@ impl Inner {
         }
         let slot = meta::encode_queue(&meta, 1);
         let file = write_new_file(disk, dir, "meta", &slot).map_err(io)?;
-        // The names of the directory and of those it is nested in.
-        let mut parent = dir.parent();
-        while let Some(dir) = parent.filter(|dir| dir.starts_with(self.dir.join("queues"))) {
-            disk.sync_dir(dir).map_err(io)?;
-            parent = dir.parent();
-        }
+        self.sync_names(dir).map_err(io)?;
         Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)) })
+    }
+
+    /// Makes the names durable that lead to a queue's files: of its directory, and of those it is nested in; and before them
+    /// that an earlier queue of the same name has left.
+    fn sync_names(&self, dir: &Path) -> io::Result<()> {
+        let disk = &self.shared.disk;
+        if self.trash_unsynced.load(Ordering::Acquire) {
+            disk.sync_dir(&self.dir.join("trash"))?;
+            self.trash_unsynced.store(false, Ordering::Release);
+        }
+        let queues = self.dir.join("queues");
+        disk.sync_dir(dir)?;
+        for parent in dir.ancestors().skip(1).take_while(|parent| parent.starts_with(&queues)) {
+            disk.sync_dir(parent)?;
+        }
+        Ok(())
     }
 
     /// The highest id that a queue which is not loaded may have given out; generous where it cannot be read.
@@ -819,8 +849,10 @@ impl Inner {
         let io = |source| Error::Io { path: dir.clone(), source };
         let trash = self.dir.join("trash");
         let grave = trash.join(format!("{:016x}", disk.random_u64().map_err(io)?));
+        self.trash_unsynced.store(true, Ordering::Release);
         disk.rename(&dir, &grave).map_err(io)?;
         disk.sync_dir(&trash).map_err(io)?;
+        self.trash_unsynced.store(false, Ordering::Release);
         let parent = dir.parent().unwrap_or(&self.dir);
         disk.sync_dir(parent).map_err(io)?;
         if let Some(core) = core {

@@ -56,27 +56,32 @@ impl QueueMeta {
 
     /// Adds a freed segment and merges what touches; `false` if there is no room for one more island.
     pub(crate) fn add_freed(&mut self, number: u64) -> bool {
-        if self.is_freed(number) {
+        self.add_freed_run(number, number)
+    }
+
+    /// The same for a row of numbers.
+    pub(crate) fn add_freed_run(&mut self, first: u64, last: u64) -> bool {
+        let first = first.max(self.segment_floor);
+        if first > last {
             return true;
         }
-        self.freed.push((number, number));
-        self.freed.sort_unstable();
-        let mut merged: Vec<(u64, u64)> = Vec::with_capacity(self.freed.len());
-        for &(first, last) in &self.freed {
+        let mut freed = self.freed.clone();
+        freed.push((first, last));
+        freed.sort_unstable();
+        let mut merged: Vec<(u64, u64)> = Vec::with_capacity(freed.len());
+        for &(first, last) in &freed {
             match merged.last_mut() {
                 Some(previous) if first <= previous.1.saturating_add(1) => previous.1 = previous.1.max(last),
                 _ => merged.push((first, last)),
             }
         }
-        if let Some(&(first, last)) = merged.first()
-            && first == self.segment_floor
-        {
+        let begins = merged.first().copied().filter(|&(first, _)| first == self.segment_floor);
+        if merged.len() - usize::from(begins.is_some()) > FREED_MAX {
+            return false;
+        }
+        if let Some((_, last)) = begins {
             self.segment_floor = last + 1;
             merged.remove(0);
-        }
-        if merged.len() > FREED_MAX {
-            self.freed.retain(|&(first, _)| first != number);
-            return false;
         }
         self.freed = merged;
         true

@@ -54,9 +54,25 @@ pub(crate) struct Context {
 pub(crate) enum AppendError {
     NoSpace(io::Error),
     DiskCap,
-    TooLarge { max: u64 },
+    TooLarge {
+        max: u64,
+    },
     Exhausted,
-    Io { segment: u64, error: io::Error },
+    Io {
+        segment: u64,
+        error: io::Error,
+    },
+    /// A store failed, and the segment could not be ended before it: only the next open knows.
+    Undetermined(Arc<io::Error>),
+}
+
+/// A segment to be freed.
+struct Spent {
+    /// The number of the one before it.
+    after: u64,
+    number: u64,
+    len: u32,
+    named: bool,
 }
 
 /// One item to be appended.
@@ -160,6 +176,11 @@ pub(crate) struct SlotFile {
 impl SlotFile {
     pub(crate) fn new(file: File, sequence: u64, next_slot: usize, proven: bool) -> SlotFile {
         SlotFile { file, sequence, next_slot, proven }
+    }
+
+    /// Nothing was stored in it since it was made.
+    pub(crate) fn is_first(&self) -> bool {
+        self.sequence == 1
     }
 
     /// Makes the newest slot durable by writing it again where it stands: until then the other slot must stay as it is, or
@@ -304,7 +325,10 @@ impl Journal {
     #[inline]
     pub(crate) fn append(&self, tail: &mut Tail, item: NewItem<'_>, put_ms: u64) -> Result<Place, AppendError> {
         let mut write = self.make_room(tail, 1, frame_bytes(&item), put_ms)?;
-        let place = self.write_item(&mut write, item, Kind::Item, put_ms)?;
+        let place = match self.write_item(&mut write, item, Kind::Item, put_ms) {
+            Ok(place) => place,
+            Err(error) => return Err(self.abandon(tail, error)),
+        };
         self.advance(tail, write);
         Ok(place)
     }
@@ -325,10 +349,25 @@ impl Journal {
                 (_, true) => Kind::BatchEnd,
                 (_, false) => Kind::BatchPart,
             };
-            places.push(self.write_item(&mut write, *item, kind, put_ms)?);
+            match self.write_item(&mut write, *item, kind, put_ms) {
+                Ok(place) => places.push(place),
+                Err(error) => return Err(self.abandon(tail, error)),
+            }
         }
         self.advance(tail, write);
         Ok(places)
+    }
+
+    /// A store failed, so what stands behind the tail is not known: parts of a batch may, which frames of another length would
+    /// leave behind them as valid ones. So nothing is written there again, and the segment says where it ends. If it cannot
+    /// say that, nobody knows what the next open finds.
+    #[cold]
+    fn abandon(&self, tail: &mut Tail, error: AppendError) -> AppendError {
+        self.discard_empty(tail);
+        match self.seal_tail(tail) {
+            Ok(()) => error,
+            Err(second) => AppendError::Undetermined(self.commit.fail(second)),
+        }
     }
 
     /// A writer over the tail segment, which has room for `items` items of `bytes` frame bytes; rolls if it must.
@@ -453,6 +492,7 @@ impl Journal {
             .ok_or(AppendError::TooLarge { max: u64::from(LEN_MAX) })?;
         let len = tail.next_len.max((needed as u32).next_power_of_two());
 
+        self.discard_empty(tail);
         let number = tail.next_number;
         let extent = tail.extent();
         let previous = match &tail.segment {
@@ -526,7 +566,7 @@ impl Journal {
                 return Err(no_space(error));
             }
         };
-        self.seal_tail(tail);
+        let _ = self.seal_tail(tail);
         self.table.lock().insert(
             number,
             Entry {
@@ -556,14 +596,34 @@ impl Journal {
         Ok(())
     }
 
+    /// Takes a tail that never held an item out of the journal: nobody would sync it, and what comes behind it would stand on
+    /// a segment that a power cut can take.
+    fn discard_empty(&self, tail: &mut Tail) {
+        let Some(dir) = &self.context.dir else { return };
+        let Some(segment) = tail.segment.take_if(|_| tail.ordinal == 0) else { return };
+        let number = segment.number;
+        let mut has_room = false;
+        let freed = self.meta.lock().update(|meta| has_room = meta.add_freed(number));
+        let entry = if freed.is_ok() && has_room { self.table.lock().remove(&number) } else { None };
+        match entry {
+            Some(entry) => {
+                // If it stays, the next open removes it.
+                let _ = self.context.disk.unlink(&dir.join(file_name(number, entry.named)));
+                self.context.pool.forget(segment.len);
+                segment.seal();
+                (tail.end, tail.limit) = (0, 0);
+            }
+            None => tail.segment = Some(segment),
+        }
+    }
+
     /// Closes the tail segment to puts; the next append begins a new one.
-    fn seal_tail(&self, tail: &mut Tail) {
-        let Some(segment) = tail.segment.take() else {
-            return;
-        };
+    ///
+    /// An error says that the segment itself does not tell where it ends: its successor does.
+    fn seal_tail(&self, tail: &mut Tail) -> io::Result<()> {
+        let Some(segment) = tail.segment.take() else { return Ok(()) };
         let extent = tail.extent();
-        // The seal only saves recovery a scan; without it everything is found by reading.
-        let _ = segment.write_seal(extent, tail.last_ms, false);
+        let written = segment.write_seal(extent, tail.last_ms, false);
         tail.previous = Some(Previous {
             number: segment.number,
             salt: segment.salt,
@@ -583,6 +643,7 @@ impl Journal {
         tail.ordinal = 0;
         tail.limit = 0;
         tail.payload_bytes = 0;
+        written
     }
 
     /// Whether it is time to have the next segment armed; `true` once a segment.
@@ -692,6 +753,17 @@ impl Journal {
     ///
     /// The order is what recovery relies on: sealed segments from the lowest up, the tail, the names, then the final names.
     pub(crate) fn sync(&self, marks: bool) -> io::Result<u64> {
+        let synced = self.sync_all(marks);
+        if synced.is_err() {
+            // Some systems take back what they could not write (btrfs), so the next open may not find the ids that were told.
+            // If this fails too, nothing was promised that it breaks.
+            let next_id = self.tail.lock().next_id;
+            let _ = self.update_meta(|meta| meta.next_id = meta.next_id.max(ids_after_loss(next_id)));
+        }
+        synced
+    }
+
+    fn sync_all(&self, marks: bool) -> io::Result<u64> {
         let (segment, end, unsynced, bytes, appended) = {
             let tail = self.tail.lock();
             (
@@ -841,7 +913,7 @@ impl Journal {
     /// in a segment. Returns whether one had to be left because somebody holds it.
     pub(crate) fn free_spent(&self, in_use: impl Fn(u64) -> bool) -> io::Result<bool> {
         let mut left = false;
-        let spent: Vec<(u64, u32, bool)> = {
+        let spent: Vec<Spent> = {
             let table = self.table.lock();
             let spent = table.iter().filter(|(number, entry)| {
                 let spent = match &entry.open {
@@ -855,20 +927,28 @@ impl Journal {
                 left |= held;
                 !held
             });
-            spent.map(|(number, entry)| (*number, entry.header.segment_bytes, entry.named)).collect()
+            spent
+                .map(|(number, entry)| Spent {
+                    after: entry.header.previous.map_or(0, |previous| previous.number),
+                    number: *number,
+                    len: entry.header.segment_bytes,
+                    named: entry.named,
+                })
+                .collect()
         };
         if spent.is_empty() || self.context.read_only {
             return Ok(left);
         }
         let next_id = self.tail.lock().next_id;
-        let mut freed: Vec<(u64, u32, bool)> = Vec::new();
+        let mut freed = Vec::new();
         self.meta.lock().update(|meta| {
             meta.next_id = meta.next_id.max(next_id);
-            freed.extend(spent.iter().copied().filter(|(number, ..)| meta.add_freed(*number)));
+            // Numbers between a segment and the one that it names as its predecessor are explained by its header alone.
+            freed.extend(spent.into_iter().filter(|s| meta.add_freed_run(s.number.min(s.after + 1), s.number)));
         })?;
-        self.tail.lock().unsynced.retain(|number| !freed.iter().any(|(f, ..)| f == number));
+        self.tail.lock().unsynced.retain(|number| !freed.iter().any(|freed| freed.number == *number));
         let mut first_error = Ok(());
-        for (number, len, named) in freed {
+        for Spent { number, len, named, .. } in freed {
             self.table.lock().remove(&number);
             if let Some(dir) = &self.context.dir {
                 let given = self.context.pool.give(&dir.join(file_name(number, named)), len);
@@ -887,7 +967,8 @@ impl Journal {
             meta.clear_id = clear_id;
             meta.next_id = meta.next_id.max(clear_id + 1);
         })?;
-        self.seal_tail(tail);
+        self.discard_empty(tail);
+        let _ = self.seal_tail(tail);
         tail.unsynced.clear();
         for entry in self.table.lock().values_mut() {
             entry.cleared = true;
@@ -910,6 +991,7 @@ impl Journal {
             if let Some(spare) = tail.spare.take() {
                 self.context.pool.put_back(spare);
             }
+            self.discard_empty(&mut tail);
             match &tail.segment {
                 Some(segment) => Some((Arc::clone(segment), tail.extent(), tail.last_ms)),
                 None => None,
@@ -983,4 +1065,9 @@ struct Write {
 fn frame_bytes(item: &NewItem<'_>) -> u64 {
     let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 } + if item.user_flags != 0 { 8 } else { 0 };
     (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64).next_multiple_of(u64::from(frame::ALIGN))
+}
+
+/// Above every id that can have been given out when `next_id` is all that is known to be durable, with room to spare.
+pub(crate) fn ids_after_loss(next_id: u64) -> u64 {
+    (next_id | u64::from(u32::MAX)).saturating_add(1)
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use super::lane::{self, BLOCK, BLOCK_LANES, Lane};
 use super::segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment, block_is_ours};
 use super::verdict::{Evidence, Verdict, judge};
-use super::{Context, Entry, MetaFile, Recovered, file_name};
+use super::{Context, Entry, MetaFile, Recovered, file_name, ids_after_loss};
 use crate::disk::{self, EntryKind, File};
 use crate::error::OpenError;
 use crate::format::frame::{self, Frame, Kind, Salt};
@@ -141,6 +141,9 @@ impl<'a> Recovery<'a> {
         self.clear_id = meta.meta.clear_id;
         let mut found = self.list(dir, &mut meta)?;
         let nameless = self.check_gaps(dir, &mut found, &meta)?;
+        if !self.context.read_only && !meta.meta.clean {
+            self.prove_names(dir, &found)?;
+        }
         self.measure(&mut found, &meta)?;
         let mut torn = self.truncate(&mut found)?;
         torn.extend(nameless);
@@ -165,7 +168,7 @@ impl<'a> Recovery<'a> {
             .max(self.wishes.id_floor + 1);
         if !meta.meta.clean && meta.meta.boot_id != self.context.boot_id {
             // Puts that a power cut undid may have told their ids: start above all that can have been given out.
-            next_id = (next_id | u64::from(u32::MAX)).saturating_add(1);
+            next_id = ids_after_loss(next_id);
         }
         if planted::is(Bug::ReuseId) {
             let waiting = found.values().rev().find(|f| f.waiting > 0);
@@ -343,6 +346,15 @@ impl<'a> Recovery<'a> {
             found.insert(number, segment);
         }
         Ok(found)
+    }
+
+    /// An earlier process of this boot may have died between giving a durable copy its name and syncing that: the copy is
+    /// taken for proven, so its name must be.
+    fn prove_names(&self, dir: &Path, found: &BTreeMap<u64, Found>) -> Result<(), OpenError> {
+        match found.values().any(|segment| segment.header.boot_id == self.context.boot_id) {
+            true => self.context.disk.sync_dir(dir).map_err(|e| Self::io(dir, e)),
+            false => Ok(()),
+        }
     }
 
     /// What an earlier process stored and we read may be in the page cache only: a header slot, or the name of a recovery's

@@ -282,6 +282,7 @@ impl Core {
             AppendError::DiskCap => PutError::Full { queue, limit: Limit::Disk },
             AppendError::TooLarge { max } => PutError::TooLarge { len: u64::MAX, max },
             AppendError::Exhausted => PutError::Exhausted,
+            AppendError::Undetermined(source) => PutError::Indeterminate { queue, source },
             AppendError::Io { segment, error } => PutError::Io { queue, segment, source: Arc::new(error) },
         }
     }

@@ -1,57 +1,95 @@
-//! Crash at every step of small workloads, under every fate, also inside recovery; then long random ones.
+//! Crash at every step of small workloads, under every fate, also inside recovery; errors at every step; then long random
+//! workloads.
 
-use super::oracle::{Cut, Ledger, Put, Run, Stop, Verdict, judge, open};
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::oracle::{Cut, Ledger, Run, SYNC, Setting, Stop, Verdict, judge, open_with, what_is_there};
+use super::rules::Rules;
 use crate::Durability;
-use crate::disk::sim::{Fate, Op, SimDisk, SyncFailure, When};
+use crate::disk::sim::{Call, Fate, Op, SimDisk, SyncFailure, When};
 
 /// One workload.
 #[derive(Clone, Copy)]
 pub(super) struct Workload {
     pub(super) name: &'static str,
-    pub(super) durability: Durability,
-    pub(super) may_map: bool,
-    pub(super) work: fn(&mut Run<'_>, u64) -> Result<(), Stop>,
+    pub(super) setting: Setting,
+    pub(super) work: fn(&mut Run, u64) -> Result<(), Stop>,
 }
 
-const EVERY: Durability = Durability::Every(std::time::Duration::from_millis(100));
+const OS: Setting = SYNC.with(Durability::Os);
+const EVERY: Setting = SYNC.with(Durability::Every(Duration::from_millis(100)));
+/// Most items are read behind the ring.
+const SMALL: Setting = Setting { memory_bytes: 64, ..SYNC };
+const POSITIONAL: Setting = Setting { may_map: false, ..SYNC };
+
+const fn workload(name: &'static str, setting: Setting, work: fn(&mut Run, u64) -> Result<(), Stop>) -> Workload {
+    Workload { name, setting, work }
+}
 
 pub(super) const WORKLOADS: &[Workload] = &[
-    Workload { name: "single puts", durability: Durability::Sync, may_map: true, work: single_puts },
-    Workload { name: "single puts, positional", durability: Durability::Sync, may_map: false, work: single_puts },
-    Workload { name: "single puts, os", durability: Durability::Os, may_map: true, work: single_puts },
-    Workload { name: "batches", durability: Durability::Sync, may_map: true, work: batches },
-    Workload { name: "batches, os", durability: Durability::Os, may_map: true, work: batches },
-    Workload { name: "open and end", durability: Durability::Sync, may_map: true, work: open_and_end },
-    Workload { name: "open and end, os", durability: Durability::Os, may_map: true, work: open_and_end },
-    Workload { name: "rolls", durability: Durability::Sync, may_map: true, work: rolls },
-    Workload { name: "rolls, os", durability: Durability::Os, may_map: true, work: rolls },
-    Workload { name: "rolls, every", durability: EVERY, may_map: true, work: rolls },
-    Workload { name: "recycle", durability: Durability::Sync, may_map: true, work: recycle },
-    Workload { name: "recycle, os", durability: Durability::Os, may_map: true, work: recycle },
-    Workload { name: "recycle, synced marks", durability: Durability::Os, may_map: true, work: recycle_synced },
-    Workload { name: "clear", durability: Durability::Sync, may_map: true, work: clear },
-    Workload { name: "clear, os", durability: Durability::Os, may_map: true, work: clear },
-    Workload { name: "delete", durability: Durability::Sync, may_map: true, work: delete },
-    Workload { name: "two queues", durability: Durability::Sync, may_map: true, work: two_queues },
-    Workload { name: "append", durability: Durability::Sync, may_map: true, work: append },
-    Workload { name: "middle freed", durability: Durability::Sync, may_map: true, work: middle_freed },
+    workload("single puts", SYNC, single_puts),
+    workload("single puts, positional", POSITIONAL, single_puts),
+    workload("single puts, os", OS, single_puts),
+    workload("batches", SYNC, batches),
+    workload("batches, os", OS, batches),
+    workload("open and end", SYNC, open_and_end),
+    workload("open and end, os", OS, open_and_end),
+    workload("rolls", SYNC, rolls),
+    workload("rolls, os", OS, rolls),
+    workload("rolls, every", EVERY, rolls),
+    workload("rolls, positional", POSITIONAL, rolls),
+    workload("recycle", SYNC, recycle),
+    workload("recycle, os", OS, recycle),
+    workload("recycle, synced marks", OS, recycle_synced),
+    workload("recycle, without a pool", Setting { pool_bytes: 0, ..SYNC }, recycle),
+    workload("clear", SYNC, clear),
+    workload("clear, os", OS, clear),
+    workload("clear and synced", OS, clear_synced),
+    workload("delete", SYNC, delete),
+    workload("delete, os", OS, delete),
+    workload("delete a long name", SYNC, long_name),
+    workload("two queues", SYNC, two_queues),
+    workload("append", SYNC, append),
+    workload("middle freed", SYNC, middle_freed),
+    workload("many lanes", SYNC, many_lanes),
+    workload("many lanes, os", OS, many_lanes),
+    workload("own durability", SYNC, own_durability),
+    workload("own durability, os", OS, own_durability),
+    workload("time", SYNC, time),
+    workload("time, every", EVERY, time),
+    workload("read behind", SMALL, read_behind),
+    workload("drop oldest", Setting { max_items: Some(3), ..SYNC }, drop_oldest),
+    workload("drop oldest, os", Setting { max_items: Some(3), ..OS }, drop_oldest),
+    workload("expiry", SYNC, expiry),
+    workload("options", SYNC, options),
+    workload("orderly lives", SYNC, orderly_lives),
+    workload("orderly lives, os", OS, orderly_lives),
+    workload("short lives", SYNC, short_lives),
+    workload("short lives, os", OS, short_lives),
+    workload("short lives, every", EVERY, short_lives),
+    workload("power cuts", SYNC, power_cuts),
+    workload("power cuts, os", OS, power_cuts),
+    workload("cut and roll", OS, cut_and_roll),
 ];
 
-fn single_puts(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn single_puts(run: &mut Run, _: u64) -> Result<(), Stop> {
     for size in [8, 100, 5000, 64] {
         run.put("q", size)?;
     }
     Ok(())
 }
 
-fn batches(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn batches(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.put("q", 50)?;
     run.batch("q", &[3000, 3000, 3000])?;
     run.batch("q", &[10, 10])?;
     run.put("q", 10)
 }
 
-fn open_and_end(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn open_and_end(run: &mut Run, _: u64) -> Result<(), Stop> {
     for _ in 0..5 {
         run.put("q", 40)?;
     }
@@ -59,15 +97,18 @@ fn open_and_end(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
     for _ in 0..4 {
         keys.extend(run.open("q")?);
     }
-    run.close(keys[1])?;
-    run.abort(keys[0]);
-    run.close(keys[3])?;
+    if let [first, second, _, fourth] = keys[..] {
+        run.close(second)?;
+        run.abort(first);
+        run.close(fourth)?;
+    }
     run.sync("q")?;
     run.open("q")?;
+    run.get("q")?;
     run.put("q", 40)
 }
 
-fn rolls(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn rolls(run: &mut Run, _: u64) -> Result<(), Stop> {
     for _ in 0..4 {
         run.put("q", 25_000)?;
     }
@@ -76,18 +117,18 @@ fn rolls(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
     run.drain("q", 1)
 }
 
-fn recycle(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn recycle(run: &mut Run, _: u64) -> Result<(), Stop> {
     for _ in 0..6 {
         run.put("q", 22_000)?;
         run.put("q", 22_000)?;
         run.drain("q", 2)?;
-        run.upkeep();
+        run.upkeep()?;
     }
     run.put("q", 10)
 }
 
 /// Marks reach the device before the file is used again, so that a power cut can bring them back under new frames.
-fn recycle_synced(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn recycle_synced(run: &mut Run, _: u64) -> Result<(), Stop> {
     for _ in 0..2 {
         run.put("q", 22_000)?;
         run.put("q", 22_000)?;
@@ -95,25 +136,44 @@ fn recycle_synced(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
         run.sync("q")?;
     }
     run.put("q", 22_000)?;
-    run.upkeep();
+    run.upkeep()?;
     for _ in 0..4 {
         run.put("q", 22_000)?;
     }
     Ok(())
 }
 
-fn clear(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn clear(run: &mut Run, _: u64) -> Result<(), Stop> {
     for _ in 0..3 {
         run.put("q", 25_000)?;
     }
-    run.open("q")?;
+    let held = run.open("q")?;
     run.clear("q")?;
     run.put("q", 20)?;
-    run.upkeep();
+    if let Some(held) = held {
+        run.abort(held);
+    }
+    run.upkeep()?;
     run.put("q", 20)
 }
 
-fn delete(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+/// What comes after a clear is durable, and what was cleared is not.
+fn clear_synced(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for _ in 0..3 {
+        run.put("q", 25_000)?;
+    }
+    run.clear("q")?;
+    run.put("q", 30)?;
+    run.sync("q")?;
+    run.clear("q")?;
+    run.clear("q")?;
+    run.put("q", 25_000)?;
+    run.put("q", 25_000)?;
+    run.put("q", 25_000)?;
+    run.sync("q")
+}
+
+fn delete(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.put("q", 100)?;
     run.put("q", 100)?;
     run.delete("q")?;
@@ -121,105 +181,303 @@ fn delete(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
     run.put("q", 30)
 }
 
-fn two_queues(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+const LONG: &str = "ÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄÄ";
+
+/// Its directory lies in another one.
+fn long_name(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put(LONG, 100)?;
+    run.delete(LONG)?;
+    run.put(LONG, 30)
+}
+
+fn two_queues(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.put("a", 30_000)?;
     run.put("b", 30_000)?;
     run.put("a", 30_000)?;
     run.drain("a", 2)?;
     run.put("a", 30_000)?;
-    run.upkeep();
+    run.upkeep()?;
     run.put("b", 30_000)?;
     run.put("b", 30_000)
 }
 
-fn append(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn append(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.append("q", 100)?;
     run.append("q", 5000)?;
     run.sync("q")?;
     run.append("q", 100)?;
-    run.upkeep();
+    run.upkeep()?;
     run.put("q", 10)
 }
 
 /// One item stays open at the beginning, so that segments are freed behind it.
-fn middle_freed(run: &mut Run<'_>, _: u64) -> Result<(), Stop> {
+fn middle_freed(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.put("q", 25_000)?;
     run.open("q")?;
     for _ in 0..6 {
         run.put("q", 25_000)?;
     }
     run.drain("q", 4)?;
-    run.upkeep();
+    run.upkeep()?;
     run.put("q", 25_000)
 }
 
+/// More items than one block of lanes holds, with marks in both blocks.
+fn many_lanes(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.batch("q", &[8; 500])?;
+    run.put("q", 8)?;
+    run.batch("q", &[8; 6])?;
+    let mut keys = Vec::new();
+    for _ in 0..506 {
+        keys.extend(run.open("q")?);
+    }
+    for key in [0, 499, 503, 504, 505].into_iter().filter_map(|i| keys.get(i)) {
+        run.close(*key)?;
+    }
+    run.sync("q")
+}
+
+fn own_durability(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put_durably("q", 100, Durability::Os)?;
+    run.put_durably("q", 100, Durability::Os)?;
+    run.put_durably("q", 50, Durability::Sync)?;
+    run.put_durably("q", 5000, Durability::Os)?;
+    run.drain("q", 1)?;
+    run.put_durably("q", 50, Durability::Sync)?;
+    run.put_durably("q", 10, Durability::Os)
+}
+
+/// The chores keep what is promised about time; a quiet queue proves its tail.
+fn time(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for _ in 0..3 {
+        run.put("q", 3000)?;
+        run.upkeep()?;
+        run.pass(60);
+        run.upkeep()?;
+    }
+    run.drain("q", 1)?;
+    run.upkeep()?;
+    run.pass(1000);
+    run.upkeep()?;
+    run.pass(1000);
+    run.upkeep()?;
+    run.put("q", 10)?;
+    run.drain("q", 1)?;
+    for _ in 0..3 {
+        run.pass(1001);
+        run.upkeep()?;
+    }
+    Ok(())
+}
+
+fn read_behind(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for size in [30, 25_000, 30, 25_000, 30, 25_000] {
+        run.put("q", size)?;
+    }
+    let held = run.open("q")?;
+    run.drain("q", 2)?;
+    if let Some(held) = held {
+        run.abort(held);
+    }
+    run.upkeep()?;
+    run.drain("q", 1)?;
+    run.put("q", 30)
+}
+
+fn drop_oldest(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for _ in 0..7 {
+        run.put("q", 20_000)?;
+    }
+    run.upkeep()?;
+    run.batch("q", &[10, 10])
+}
+
+fn expiry(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put_expiring("q", 50, 10)?;
+    run.put("q", 50)?;
+    run.put_expiring("q", 50, 10)?;
+    run.pass(11);
+    run.drain("q", 1)?;
+    run.put_expiring("q", 50, 10)?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.put("q", 50)
+}
+
+fn options(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put("q", 100)?;
+    let options = super::oracle::options(Durability::Sync);
+    run.set_options("q", options.clone().max_item_size(6000))?;
+    run.put("q", 5000)?;
+    run.set_options("q", options.max_age(Duration::from_secs(3600)))?;
+    run.reopen()?;
+    run.put("q", 100)
+}
+
+fn orderly_lives(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for size in [100, 25_000, 40_000] {
+        run.put("q", size)?;
+        run.put("q", size)?;
+        run.open("q")?;
+        run.drain("q", 1)?;
+        run.reopen()?;
+    }
+    run.drain("q", 2)?;
+    run.reopen()?;
+    run.reopen()?;
+    run.put("q", 10)
+}
+
+fn short_lives(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for size in [100, 25_000, 40_000] {
+        run.put("q", size)?;
+        run.append("q", size)?;
+        run.open("q")?;
+        run.drain("q", 1)?;
+        run.die()?;
+    }
+    run.drain("q", 2)?;
+    run.die()?;
+    run.put("q", 10)?;
+    run.reopen()?;
+    run.upkeep()?;
+    run.die()?;
+    run.put("q", 10)
+}
+
+fn power_cuts(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for (i, fate) in [Fate::None, Fate::All, Fate::Pages, Fate::Names].into_iter().enumerate() {
+        run.put("q", 100 + 9000 * i)?;
+        run.append("q", 100 + 9000 * i)?;
+        run.append("q", 20_000)?;
+        run.drain("q", 1)?;
+        run.lose_power(fate)?;
+        run.drain("q", 1)?;
+    }
+    run.put("q", 10)
+}
+
+/// What a power cut and its recovery made of the end is rolled away from, freed, and met again.
+fn cut_and_roll(run: &mut Run, seed: u64) -> Result<(), Stop> {
+    run.put("q", 25_000)?;
+    run.put("q", 25_000)?;
+    run.put("q", 25_000)?;
+    run.sync("q")?;
+    run.put("q", 5_000)?;
+    run.put("q", 100)?;
+    run.lose_power(Fate::Random(seed))?;
+    run.put("q", 25_000)?;
+    run.put("q", 25_000)?;
+    run.drain("q", 4)?;
+    run.upkeep()?;
+    run.die()?;
+    run.put("q", 100)?;
+    run.lose_power(Fate::Random(seed + 1))?;
+    run.put("q", 10)
+}
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
 /// Everything, by chance.
-pub(super) fn random(run: &mut Run<'_>, seed: u64) -> Result<(), Stop> {
-    let mut state = seed | 1;
-    let mut next = |n: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % n
-    };
+pub(super) fn random(run: &mut Run, seed: u64) -> Result<(), Stop> {
+    let mut dice = Dice(seed | 1);
     let names = ["q", "r"];
     let mut held = Vec::new();
     for _ in 0..30 {
-        let name = names[next(4).min(1) as usize];
-        match next(20) {
-            0..=5 => run.put(name, [8, 200, 3000, 20_000, 40_000][next(5) as usize])?,
+        let name = names[dice.roll(4).min(1) as usize];
+        match dice.roll(24) {
+            0..=5 => run.put(name, [8, 200, 3000, 20_000, 40_000][dice.roll(5) as usize])?,
             6 | 7 => {
-                let sizes: Vec<usize> = (0..=next(4)).map(|_| [16, 900, 6000][next(3) as usize]).collect();
+                let sizes: Vec<usize> = (0..=dice.roll(4)).map(|_| [16, 900, 6000][dice.roll(3) as usize]).collect();
                 run.batch(name, &sizes)?;
             }
-            8 => {
-                run.append(name, 300)?;
-            }
+            8 => run.append(name, 300)?,
             9..=11 => held.extend(run.open(name)?),
-            12 | 13 => {
-                if !held.is_empty() {
-                    let key = held.swap_remove(next(held.len() as u64) as usize);
-                    run.close(key)?;
+            12 | 13 if !held.is_empty() => {
+                let key = held.swap_remove(dice.roll(held.len() as u64) as usize);
+                match dice.roll(4) {
+                    0 => run.close_synced(key)?,
+                    _ => run.close(key)?,
                 }
             }
-            14 => {
-                if !held.is_empty() {
-                    let key = held.swap_remove(next(held.len() as u64) as usize);
-                    run.abort(key);
-                }
+            14 if !held.is_empty() => {
+                let key = held.swap_remove(dice.roll(held.len() as u64) as usize);
+                run.abort(key);
             }
-            15 | 16 => run.drain(name, 1 + next(4) as usize)?,
+            15 | 16 => run.drain(name, 1 + dice.roll(4) as usize)?,
             17 => run.sync(name)?,
-            18 => {
-                if next(4) == 0 {
-                    run.clear(name)?;
-                    held.retain(|key| run.ledger.entries.get(key).is_some_and(|entry| entry.queue != name));
-                }
+            18 if dice.roll(4) == 0 => {
+                run.clear(name)?;
+                held.retain(|key| run.ledger.entries.get(key).is_some_and(|entry| entry.queue != name));
             }
-            _ => run.upkeep(),
+            19 => run.get(name)?,
+            20 => {
+                let durability = [Durability::Sync, Durability::Os][dice.roll(2) as usize];
+                run.put_durably(name, 500, durability)?;
+            }
+            21 => match dice.roll(6) {
+                0 => run.reopen()?,
+                1 | 2 => run.die()?,
+                3 => {
+                    let fate = Fate::Random(dice.roll(1 << 32));
+                    run.lose_power(fate)?;
+                }
+                _ => run.upkeep()?,
+            },
+            22 => run.pass(dice.roll(1500)),
+            _ => run.upkeep()?,
         }
+        // An end of the process ends all opens.
+        held.retain(|key| run.ledger.held.contains(key));
     }
     Ok(())
 }
 
 /// Runs a workload on a disk until it ends or the disk crashes.
-pub(super) fn run_on(disk: &SimDisk, workload: &Workload, seed: u64) -> Ledger {
-    let mut ledger = Ledger::default();
-    disk.set_may_map(workload.may_map);
-    if let Ok(set) = open(disk, workload.durability) {
-        let mut run = Run::new(&set, &mut ledger, workload.durability, disk);
+fn run_on(disk: &SimDisk, workload: &Workload, seed: u64) -> Ledger {
+    finish(Run::new(disk, workload.setting), workload, seed)
+}
+
+fn finish(mut run: Run, workload: &Workload, seed: u64) -> Ledger {
+    if run.begin().is_ok() {
         let _ = (workload.work)(&mut run, seed);
-        run.leave();
-        ledger.closing = true;
     }
-    ledger
+    run.end()
 }
 
 /// Counts what was tried.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    /// Post-crash disks that were looked at; of these, `distinct` ones were recovered and judged.
     pub(super) states: u64,
+    pub(super) distinct: u64,
     pub(super) recoveries: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Tally) {
+        self.states += other.states;
+        self.distinct += other.distinct;
+        self.recoveries += other.recoveries;
+    }
+
+    fn tell(&self, seed: u64) {
+        println!(
+            "crash: {} states, {} of them distinct, {} recoveries, 0 lost, 0 invented, seed {seed}",
+            self.states, self.distinct, self.recoveries
+        );
+    }
 }
 
 /// How much to try at each crash.
@@ -228,187 +486,249 @@ pub(super) struct Effort {
     /// Unsynced changes of which all subsets are tried.
     pub(super) exhaustive: usize,
     pub(super) random: u64,
-    /// Also crash the recovery of every so many-th state, at each of its steps.
+    /// Also crash the recovery of every so many-th distinct state, at each of its steps.
     pub(super) depth_2_every: u64,
     /// Only every so many-th step.
     pub(super) stride: u64,
 }
 
+/// One workload under crashes, with the states that were judged already: many fates leave the same disk.
+struct Explorer<'a> {
+    workload: &'a Workload,
+    seed: u64,
+    effort: Effort,
+    tally: &'a mut Tally,
+    judged: HashSet<(u64, u64, Cut)>,
+}
+
 pub(super) fn explore(workload: &Workload, seed: u64, effort: Effort, tally: &mut Tally) -> Verdict {
     let whole = SimDisk::new(seed);
-    run_on(&whole, workload, seed);
-    let steps = whole.steps();
-    let mut step = seed % effort.stride;
-    while step <= steps {
-        for when in [When::Before, When::During] {
-            let disk = SimDisk::new(seed);
-            disk.crash_at(step, when);
-            let ledger = run_on(&disk, workload, seed);
-            let tell = |fate: &dyn std::fmt::Debug, what: String| {
-                format!("{}: seed {seed}, step {step} {when:?}, {fate:?}: {what}", workload.name)
-            };
-            tally.states += 1;
-            judge_state(&disk.kill(), &ledger, workload, Cut::Kill, effort, tally).map_err(|e| tell(&"kill", e))?;
-            for fate in disk.fates(effort.exhaustive, effort.random, seed ^ step) {
-                tally.states += 1;
-                let after = disk.power_cut(fate);
-                judge_state(&after, &ledger, workload, Cut::Power, effort, tally).map_err(|e| tell(&fate, e))?;
-            }
+    whole.record();
+    let ledger = run_on(&whole, workload, seed);
+    let tell = |what: String| format!("{}: seed {seed}: {what}", workload.name);
+    if let Some(violation) = ledger.violation {
+        return Err(tell(violation));
+    }
+    let calls = whole.take_calls();
+    Rules::check(&calls).map_err(tell)?;
+    let mut explorer = Explorer { workload, seed, effort, tally, judged: HashSet::new() };
+    for step in (seed % effort.stride..=whole.steps()).step_by(effort.stride as usize) {
+        for when in whens(calls.iter().find(|call| call.step == step)) {
+            explorer.crash(step, when)?;
         }
-        step += effort.stride;
     }
     Ok(())
 }
 
-fn judge_state(
-    disk: &SimDisk,
-    ledger: &Ledger,
-    workload: &Workload,
-    cut: Cut,
-    effort: Effort,
-    tally: &mut Tally,
-) -> Verdict {
-    tally.recoveries += 2;
-    if effort.depth_2_every > 0 && tally.states.is_multiple_of(effort.depth_2_every) {
-        // How many steps does this recovery take? Crash it at each.
-        let trial = disk.kill();
-        recover_all(&trial, workload, ledger);
-        for step in 0..trial.steps() {
-            let second = disk.kill();
-            second.crash_at(step, When::Before);
-            recover_all(&second, workload, ledger);
-            tally.states += 2;
-            tally.recoveries += 4;
-            let told = |e| format!("recovery crashed at its step {step}: {e}");
-            judge(&second.kill(), ledger, workload.durability, cut).map_err(told)?;
-            let fate = Fate::Random(step.wrapping_mul(7919) ^ tally.states);
-            judge(&second.power_cut(fate), ledger, workload.durability, Cut::Power).map_err(told)?;
+/// Where a crash at this call makes a difference.
+fn whens(call: Option<&Call>) -> Vec<When> {
+    match call {
+        Some(call) if call.op == Op::Write && call.bytes.len() > 2048 => {
+            vec![When::Before, When::Part(1), When::During, When::Part(63)]
         }
+        Some(call) if call.op == Op::Write && call.bytes.len() > 1 => vec![When::Before, When::During],
+        _ => vec![When::Before],
     }
-    judge(disk, ledger, workload.durability, cut)
 }
 
-fn recover_all(disk: &SimDisk, workload: &Workload, ledger: &Ledger) {
-    if let Ok(set) = open(disk, workload.durability) {
-        let names: std::collections::BTreeSet<&str> = ledger.entries.values().map(|entry| entry.queue).collect();
-        for name in names {
+impl Explorer<'_> {
+    fn crash(&mut self, step: u64, when: When) -> Verdict {
+        let (workload, seed) = (self.workload, self.seed);
+        let disk = SimDisk::new(seed);
+        disk.crash_at(step, when);
+        let ledger = run_on(&disk, workload, seed);
+        let tell = |fate: &dyn std::fmt::Debug, what: String| {
+            format!("{}: seed {seed}, step {step} {when:?}, {fate:?}: {what}", workload.name)
+        };
+        self.state(&disk.kill(), &ledger, Cut::Kill).map_err(|e| tell(&"kill", e))?;
+        for fate in disk.fates(self.effort.exhaustive, self.effort.random, seed ^ step) {
+            self.state(&disk.power_cut(fate), &ledger, Cut::Power).map_err(|e| tell(&fate, e))?;
+        }
+        Ok(())
+    }
+
+    fn state(&mut self, disk: &SimDisk, ledger: &Ledger, cut: Cut) -> Verdict {
+        self.tally.states += 1;
+        if !self.judged.insert((disk.fingerprint(), ledger.digest(), cut)) {
+            return Ok(());
+        }
+        self.tally.distinct += 1;
+        self.tally.recoveries += 2;
+        judge(disk, ledger, &self.workload.setting, cut)?;
+        let every = self.effort.depth_2_every;
+        if every > 0 && self.tally.distinct.is_multiple_of(every) {
+            self.crash_recovery(disk, ledger, cut)?;
+        }
+        Ok(())
+    }
+
+    /// How many steps does this recovery take? Crashes it at each.
+    fn crash_recovery(&mut self, disk: &SimDisk, ledger: &Ledger, cut: Cut) -> Verdict {
+        let setting = &self.workload.setting;
+        let trial = disk.kill();
+        recover_all(&trial, setting, ledger);
+        for step in 0..trial.steps() {
+            for when in [When::Before, When::During] {
+                let second = disk.kill();
+                second.crash_at(step, when);
+                recover_all(&second, setting, ledger);
+                let told = |what: &dyn std::fmt::Debug, e: String| {
+                    format!("recovery crashed at its step {step} {when:?}, {what:?}: {e}")
+                };
+                self.tally.states += 1;
+                self.tally.recoveries += 2;
+                judge(&second.kill(), ledger, setting, cut).map_err(|e| told(&"kill", e))?;
+                let by_chance = Fate::Random(step.wrapping_mul(7919) ^ self.tally.states);
+                for fate in [Fate::None, Fate::Names, by_chance] {
+                    self.tally.states += 1;
+                    self.tally.recoveries += 2;
+                    judge(&second.power_cut(fate), ledger, setting, Cut::Power).map_err(|e| told(&fate, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn recover_all(disk: &SimDisk, setting: &Setting, ledger: &Ledger) {
+    if let Ok(set) = open_with(disk, setting) {
+        for name in ledger.queues() {
             let _ = set.get_queue(name);
         }
     }
 }
 
-/// Each sync of a workload fails in turn, in both ways; then the process dies, another one recovers, syncs, believes it,
-/// and the power goes.
-pub(super) fn failed_syncs(seed: u64) -> Verdict {
-    for workload in WORKLOADS.iter().filter(|w| w.durability == Durability::Sync) {
-        for how in [SyncFailure::KeepsContent, SyncFailure::RevertsContent] {
-            for nth in 0..60 {
-                let disk = SimDisk::new(seed);
-                disk.set_sync_failure(how);
-                disk.fail(Op::Sync, nth, 1, std::io::ErrorKind::Other);
-                let ledger = run_on(&disk, workload, seed);
-                let told = |what: &str, e: String| format!("{}: sync {nth} fails, {how:?}, {what}: {e}", workload.name);
-                let mut ledger = ledger;
-                // What the orderly close then does is no part of this.
-                ledger.closing = true;
-                judge(&disk.power_cut(Fate::None), &ledger, workload.durability, Cut::Power)
-                    .map_err(|e| told("cut", e))?;
-                let second = disk.kill();
-                {
-                    let Ok(set) = open(&second, workload.durability) else {
-                        continue;
-                    };
-                    settle_ledger(&second, &mut ledger, workload.durability);
-                    for name in set.names() {
-                        match set.queue(&name).map(|queue| queue.sync()) {
-                            Ok(Ok(())) => {}
-                            other => return Err(told("second life", format!("{other:?}"))),
-                        }
-                    }
-                    let after = second.power_cut(Fate::None);
-                    drop(set);
-                    judge(&after, &ledger, workload.durability, Cut::Power)
-                        .map_err(|e| told("cut in the second life", e))?;
-                }
+/// Each step of a workload fails in turn, and the workload goes on; then the process dies, or the power goes. `syncs` picks
+/// syncs, which fail in two ways, or everything else, which fails for want of space or of luck.
+pub(super) fn failing_steps(workload: &Workload, seed: u64, syncs: bool, stride: usize, tally: &mut Tally) -> Verdict {
+    {
+        let whole = SimDisk::new(seed);
+        whole.record();
+        run_on(&whole, workload, seed);
+        let calls = whole.take_calls();
+        let aimed = calls.iter().filter(|call| matches!(call.op, Op::Sync | Op::SyncDir) == syncs);
+        for call in aimed.skip(seed as usize % stride).step_by(stride) {
+            let kinds: &[ErrorKind] = match call.op {
+                Op::Write | Op::Create | Op::Allocate | Op::Mkdir => &[ErrorKind::Other, ErrorKind::StorageFull],
+                _ => &[ErrorKind::Other],
+            };
+            let ways: &[SyncFailure] = match call.op {
+                // `ToldLate` is not judged yet: what was answered in between cannot hold, and which error is owed is open.
+                Op::Sync => &[SyncFailure::KeepsContent, SyncFailure::RevertsContent],
+                _ => &[SyncFailure::KeepsContent],
+            };
+            for (kind, how) in kinds.iter().flat_map(|kind| ways.iter().map(move |how| (*kind, *how))) {
+                fail_step(workload, seed, call.step, kind, how, tally).map_err(|e| {
+                    format!(
+                        "{}: seed {seed}, step {} {:?} fails, {kind:?}, {how:?}, {e}",
+                        workload.name, call.step, call.op
+                    )
+                })?;
             }
         }
     }
     Ok(())
 }
 
-/// Looks what is there after a recovery: that counts as answered and durable, and what is not there must never come back.
-fn settle_ledger(disk: &SimDisk, ledger: &mut Ledger, durability: Durability) {
-    let Ok(set) = open(&disk.kill(), durability) else {
-        return;
-    };
-    let mut there = std::collections::BTreeMap::new();
+fn fail_step(
+    workload: &Workload,
+    seed: u64,
+    step: u64,
+    kind: ErrorKind,
+    how: SyncFailure,
+    tally: &mut Tally,
+) -> Verdict {
+    let setting = &workload.setting;
+    let disk = SimDisk::new(seed);
+    disk.set_sync_failure(how);
+    disk.fail_at(step, kind);
+    let mut run = Run::new(&disk, *setting);
+    run.ledger.tolerant = true;
+    let lies = how == SyncFailure::ToldLate;
+    run.lies_from = lies.then_some(step);
+    run.ledger.lied_to = lies;
+    run.ledger.reverted = how == SyncFailure::RevertsContent;
+    let _ = run.begin().and_then(|()| (workload.work)(&mut run, seed));
+    if run.ledger.reverted && run.ledger.life > 0 && setting.durability != Durability::Sync {
+        // What was promised from the page cache alone, and taken back between two lives: the ledger cannot tell what is owed.
+        return Ok(());
+    }
+    // Before the set is closed: at its end this process still has its word to keep.
+    let disk = run.disk.clone();
+    let ledger = run.ledger.clone();
+    tally.states += 4;
+    tally.recoveries += 8;
+    judge(&disk.kill(), &ledger, setting, Cut::Kill).map_err(|e| format!("killed: {e}"))?;
+    for fate in [Fate::None, Fate::All, Fate::Random(step)] {
+        judge(&disk.power_cut(fate), &ledger, setting, Cut::Power).map_err(|e| format!("{fate:?}: {e}"))?;
+    }
+    if !lies {
+        next_life(&disk, &ledger, setting)?;
+    }
+    let ledger = run.end();
+    tally.states += 2;
+    tally.recoveries += 4;
+    judge(&disk.kill(), &ledger, setting, Cut::Kill).map_err(|e| format!("closed: {e}"))?;
+    judge(&disk.power_cut(Fate::None), &ledger, setting, Cut::Power).map_err(|e| format!("closed and cut: {e}"))
+}
+
+/// Another process recovers, on the same boot, what a failed one left; it syncs and believes it, and the power goes.
+fn next_life(disk: &SimDisk, ledger: &Ledger, setting: &Setting) -> Verdict {
+    let second = disk.kill();
+    let mut ledger = ledger.clone();
+    ledger.settle(&what_is_there(&second, setting), false);
+    let told = |e| format!("cut in the second life: {e}");
+    let set = open_with(&second, setting).map_err(|e| format!("second life: {e}"))?;
     for name in set.names() {
-        let Ok(queue) = set.queue(&name) else {
-            continue;
-        };
-        while let Ok(Some(item)) = queue.try_open() {
-            if let Some(key) = super::oracle::key_of(item.data()) {
-                there.insert(key, (item.id().get(), item.attempts() - 1));
+        let synced = set.queue(&name).map(|queue| queue.sync());
+        if !matches!(synced, Ok(Ok(()))) {
+            // The page cache was all the promise, and it was taken back: an error is an answer.
+            if ledger.reverted && setting.durability != Durability::Sync {
+                return Ok(());
             }
-            let _ = item.into_token();
+            return Err(format!("second life: {synced:?}"));
         }
     }
-    for (key, entry) in &mut ledger.entries {
-        match there.get(key) {
-            Some((id, starts)) => {
-                entry.put = Put::Ok;
-                entry.durable = true;
-                (entry.id, entry.starts) = (*id, *starts);
-                (entry.close_asked, entry.close_ok, entry.clear_asked) = (false, false, false);
-            }
-            None if entry.put != Put::Ok || !(entry.close_ok || entry.clear_ok) => {
-                entry.put = Put::Refused;
-                entry.close_asked = true;
-            }
-            None => {}
-        }
-    }
-    ledger.held.clear();
+    ledger.entries.values_mut().for_each(|entry| {
+        entry.durable |= entry.put == super::oracle::Put::Ok;
+        entry.close_durable |= entry.close_ok;
+    });
+    let after = second.power_cut(Fate::None);
+    drop(set);
+    judge(&after, &ledger, setting, Cut::Power).map_err(told)
 }
 
 /// Crash, recover, put again, crash again: what the first recovery discarded must not come back with the second.
-pub(super) fn two_lives(seed: u64) -> Verdict {
-    for workload in &WORKLOADS[..5] {
+pub(super) fn two_lives(workload: &Workload, seed: u64, stride: usize, tally: &mut Tally) -> Verdict {
+    {
+        let setting = &workload.setting;
         let whole = SimDisk::new(seed);
         run_on(&whole, workload, seed);
-        for step in (0..whole.steps()).step_by(3) {
+        for step in (seed % stride as u64..whole.steps()).step_by(stride) {
             let first = SimDisk::new(seed);
             first.crash_at(step, When::During);
             let first_ledger = run_on(&first, workload, seed);
-            for fate in first.fates(3, 4, seed ^ step) {
+            for fate in first.fates(2, 3, seed ^ step) {
                 let cut = first.power_cut(fate);
-                let mut ledger = first_ledger.clone();
-                {
-                    // The first recovery, by a process that dies at once; what it shows is what counts.
-                    let Ok(set) = open(&cut, workload.durability) else {
-                        continue;
-                    };
-                    for name in set.names() {
-                        let _ = set.queue(&name);
-                    }
-                    settle_ledger(&cut, &mut ledger, workload.durability);
-                }
-                let second = cut.kill();
-                let Ok(set) = open(&second, workload.durability) else {
-                    continue;
-                };
-                let mut run = Run::new(&set, &mut ledger, workload.durability, &second);
-                for _ in 0..2 {
-                    let _ = run.put("q", 40);
-                }
-                run.leave();
                 let tell = |what: &str, e: String| {
                     format!("{}: two lives, seed {seed}, step {step}, {fate:?}, {what}: {e}", workload.name)
                 };
-                judge(&second.kill(), &ledger, workload.durability, Cut::Kill).map_err(|e| tell("killed", e))?;
+                let mut run = Run::new(&cut, *setting);
+                run.ledger = first_ledger.clone();
+                run.ledger.settle(&what_is_there(&cut, setting), true);
+                let name = run.ledger.queues().into_iter().next().unwrap_or("q");
+                let _ = run.begin().and_then(|()| {
+                    run.put(name, 40)?;
+                    run.put(name, 40)?;
+                    run.drain(name, 1)
+                });
+                tally.states += 5;
+                tally.recoveries += 9;
+                let (second, ledger) = (run.disk.clone(), run.ledger.clone());
+                judge(&second.kill(), &ledger, setting, Cut::Kill).map_err(|e| tell("killed", e))?;
                 for fate in [Fate::None, Fate::All, Fate::Random(step)] {
                     let after = second.power_cut(fate);
-                    judge(&after, &ledger, workload.durability, Cut::Power).map_err(|e| tell("cut", e))?;
+                    judge(&after, &ledger, setting, Cut::Power).map_err(|e| tell(&format!("{fate:?}"), e))?;
                 }
             }
         }
@@ -420,42 +740,95 @@ pub(super) fn from_env(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-#[test]
-fn every_step_of_every_workload_under_every_fate() {
-    let seed = from_env("KESTREL_SEED", 1);
-    // The long form is for the release build: `KESTREL_CRASH_STATES=200000 cargo test --release --lib crash::`.
-    let long = from_env("KESTREL_CRASH_STATES", 0) >= 200_000;
-    let effort = Effort {
-        exhaustive: if long { 8 } else { 5 },
-        random: if long { 2 } else { 1 },
-        depth_2_every: if long { 97 } else { 397 },
-        stride: if long { 1 } else { 4 },
-    };
-    let mut tally = Tally::default();
-    for workload in WORKLOADS {
-        let before = tally.states;
-        if let Err(violation) = explore(workload, seed, effort, &mut tally) {
-            panic!("{violation}");
+/// What a plain `cargo test` does in a minute, or all of it: `KESTREL_CRASH_STATES=200000 cargo test --release crash::`.
+fn is_long() -> bool {
+    from_env("KESTREL_CRASH_STATES", 0) >= 100_000
+}
+
+/// Runs the jobs on all processors and panics with all their violations.
+fn in_parallel<T: Sync>(jobs: &[T], job: impl Fn(&T, &mut Tally) -> Verdict + Sync) -> Tally {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut tally = Tally::default();
+        let mut violations = Vec::new();
+        while let Some(one) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(violation) = job(one, &mut tally) {
+                println!("crash: violation: {violation}");
+                violations.push(violation);
+            }
         }
-        println!("crash: {}: {} states", workload.name, tally.states - before);
-    }
-    println!("crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}", tally.states, tally.recoveries);
+        (tally, violations)
+    };
+    let mut total = Tally::default();
+    let mut violations = Vec::new();
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok((tally, found)) => {
+                    total.add(&tally);
+                    violations.extend(found);
+                }
+                Err(panicked) => std::panic::resume_unwind(panicked),
+            }
+        }
+    });
+    assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), violations.join("\n"));
+    total
+}
+
+#[test]
+fn f04_f05_f06_f07_f09_f10_k71_k118_every_step_of_every_workload_under_every_fate() {
+    let seed = from_env("KESTREL_SEED", 1);
+    let effort = match is_long() {
+        true => Effort { exhaustive: 8, random: 4, depth_2_every: 97, stride: 1 },
+        false => Effort { exhaustive: 5, random: 1, depth_2_every: 997, stride: 2 },
+    };
+    let tally = in_parallel(WORKLOADS, |workload, tally| {
+        let (states, distinct) = (tally.states, tally.distinct);
+        explore(workload, seed, effort, tally)?;
+        println!("crash: {}: {} states, {} distinct", workload.name, tally.states - states, tally.distinct - distinct);
+        Ok(())
+    });
+    tally.tell(seed);
+}
+
+#[test]
+fn f16_f19_f20_f24_every_step_fails_once() {
+    let seed = from_env("KESTREL_SEED", 1);
+    let stride = if is_long() { 1 } else { 9 };
+    let tally = in_parallel(WORKLOADS, |workload, tally| {
+        failing_steps(workload, seed, true, stride, tally)?;
+        failing_steps(workload, seed, false, stride, tally)
+    });
+    tally.tell(seed);
+}
+
+#[test]
+fn what_a_recovery_discards_never_comes_back() {
+    let seed = from_env("KESTREL_SEED", 1);
+    let stride = if is_long() { 3 } else { 37 };
+    in_parallel(WORKLOADS, |workload, tally| two_lives(workload, seed, stride, tally)).tell(seed);
 }
 
 #[test]
 fn long_random_workloads() {
     let seed = from_env("KESTREL_SEED", 1);
-    let wanted = from_env("KESTREL_CRASH_STATES", 3_000).min(50_000);
-    let mut tally = Tally::default();
+    let wanted = from_env("KESTREL_CRASH_STATES", 3_000);
+    let mut total = Tally::default();
     let mut round = 0;
-    while tally.states < wanted {
-        let durability = [Durability::Sync, Durability::Os, EVERY][(round % 3) as usize];
-        let workload = Workload { name: "random", durability, may_map: round % 5 != 4, work: random };
-        let effort = Effort { exhaustive: 5, random: 4, depth_2_every: 61, stride: 7 };
-        if let Err(violation) = explore(&workload, seed.wrapping_add(round * 1_000_003), effort, &mut tally) {
-            panic!("{durability:?}: {violation}");
-        }
-        round += 1;
+    while total.states < wanted {
+        let rounds: Vec<u64> = (round..round + 8).collect();
+        let tally = in_parallel(&rounds, |round, tally| {
+            let setting = [SYNC, OS, EVERY, SMALL, POSITIONAL][(round % 5) as usize];
+            let effort = Effort { exhaustive: 5, random: 4, depth_2_every: 61, stride: 7 };
+            let seed = seed.wrapping_add(round * 1_000_003);
+            explore(&workload("random", setting, random), seed, effort, tally)
+                .map_err(|violation| format!("{setting:?}: {violation}"))
+        });
+        total.add(&tally);
+        round += 8;
     }
-    println!("crash: {} states, {} recoveries, 0 lost, 0 invented, seed {seed}", tally.states, tally.recoveries);
+    total.tell(seed);
 }

@@ -378,3 +378,183 @@ fn idle_queues_prove_their_tail_with_a_checkpoint() {
     }
     assert_eq!(damaged.last(), Some(&true), "damage to the last synced item is told from a torn write: {damaged:?}");
 }
+
+#[test]
+fn k15_age_is_of_the_item_fetched_last_and_nothing_when_the_queue_is_empty() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put(b"a").expect("room");
+    queue.put(b"b").expect("room");
+    disk.advance_ms(1000);
+    queue.get().expect("there");
+    assert_eq!((queue.stats().age_ms, queue.stats().oldest_age_ms), (1000, 1000));
+    disk.advance_ms(9000);
+    assert_eq!((queue.stats().age_ms, queue.stats().oldest_age_ms), (1000, 10_000));
+    queue.get().expect("there");
+    assert_eq!((queue.stats().age_ms, queue.stats().oldest_age_ms), (0, 0));
+}
+
+#[test]
+fn k96_a_wall_clock_that_jumps_neither_shortens_nor_lengthens_a_wait() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk);
+    let queue = set.queue("q").expect("opens");
+    let now_ms = disk.wall_ms();
+    for jumped_ms in [now_ms + 3_600_000, now_ms - 3_600_000] {
+        let wait = Duration::from_millis(60);
+        let start = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| queue.get_timeout(wait));
+            disk.set_wall_ms(jumped_ms);
+            assert!(waiter.join().expect("no panic").expect("undamaged").is_none());
+        });
+        assert!(start.elapsed() >= wait);
+    }
+}
+
+#[test]
+fn k98_waits_on_a_thousand_queues_need_no_thread_each_and_leave_nothing_behind() {
+    let disk = SimDisk::new(1);
+    let set = with_options(&disk, options(Durability::Os).journal(false));
+    let queues: Vec<_> = (0..1000).map(|n| set.queue(&format!("q{n}")).expect("opens")).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let waits: Vec<_> = queues
+            .iter()
+            .map(|queue| tokio::task::spawn(tokio::time::timeout(Duration::from_millis(20), queue.get_async())))
+            .collect();
+        for wait in waits {
+            assert!(wait.await.expect("no panic").is_err(), "nothing comes");
+        }
+    });
+    assert_eq!(queues.iter().map(|queue| queue.stats().waiters).sum::<u64>(), 0);
+    queues[7].put(b"x").expect("room");
+    assert_eq!(queues[7].stats().items, 1, "nobody was promised it");
+}
+
+#[test]
+fn k145_segments_change_while_the_reader_is_behind_and_order_is_kept() {
+    let disk = SimDisk::new(1);
+    let set = with_options(&disk, options(Durability::Os).memory_bytes(512));
+    let queue = set.queue("q").expect("opens");
+    for key in 0..10 {
+        queue.put(payload(key, 20_000)).expect("room");
+    }
+    assert!(queue.stats().segments > 3);
+    for key in 0..10 {
+        assert_eq!(queue.get().expect("there").data(), payload(key, 20_000));
+        set.run_upkeep();
+    }
+    assert!(queue.stats().segments <= 1);
+}
+
+#[test]
+fn k149_open_items_that_stay_do_not_make_later_ones_dearer() {
+    let disk = SimDisk::new(1);
+    let set = with_options(&disk, options(Durability::Os));
+    let queue = set.queue("q").expect("opens");
+    for key in 0..2000 {
+        queue.put(payload(key, 8)).expect("room");
+    }
+    let held = queue.open_batch(2000, Duration::ZERO).expect("undamaged");
+    let mut steps = Vec::new();
+    for round in 0..6 {
+        let before = disk.steps();
+        for key in 0..2000 {
+            queue.put(payload(round << 32 | key, 8)).expect("room");
+            queue.get().expect("there");
+        }
+        set.run_upkeep();
+        steps.push(disk.steps() - before);
+    }
+    let (least, most) = (steps.iter().min().expect("six"), steps.iter().max().expect("six"));
+    assert!(most - least < least / 10, "calls of each round: {steps:?}");
+    assert!(queue.stats().segments < 10, "what is done between is freed");
+    drop(held);
+}
+
+/// What the reservation of a frame would guard against cannot arise: payloads are taken before the lock.
+#[test]
+fn f02_a_writer_that_panics_leaves_no_hole() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk);
+    let queue = set.queue("q").expect("opens");
+    let panics = (0..3).map(|n| if n == 2 { panic!("planted") } else { [n] });
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| queue.put_batch(panics))).is_err());
+    queue.put(b"after").expect("room");
+    let reopened = open(&disk.kill());
+    let queue = reopened.queue("q").expect("opens");
+    assert_eq!(queue.recovery().discarded_items, 0);
+    assert_eq!(queue.get().expect("there").data(), b"after");
+    assert!(queue.try_get().expect("undamaged").is_none());
+}
+
+#[test]
+fn f08_of_unsynced_pages_only_a_beginning_counts() {
+    let disk = SimDisk::new(1);
+    let set = with_options(&disk, options(Durability::Os));
+    let queue = set.queue("q").expect("opens");
+    queue.put(payload(0, 3000)).expect("room");
+    queue.sync().expect("no fault");
+    for key in 1..6 {
+        queue.put(payload(key, 3000)).expect("room");
+    }
+    let mut fewest = u64::MAX;
+    for (index, _) in (0..disk.unsynced_changes()).enumerate() {
+        let set = with_options(&disk.power_cut(Fate::AllBut(index)), options(Durability::Os));
+        let queue = set.queue("q").expect("opens");
+        let (kept, report) = (queue.len(), queue.recovery());
+        assert!(kept + report.discarded_items <= 6);
+        fewest = fewest.min(kept);
+        for key in 0..kept {
+            assert_eq!(queue.get().expect("there").data(), payload(key, 3000), "a beginning");
+        }
+    }
+    assert!((1..6).contains(&fewest), "some cut took something, and none what was synced");
+}
+
+#[test]
+fn f18_an_exceeded_quota_is_no_space_and_keeps_its_code() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk);
+    let queue = set.queue("q").expect("opens");
+    disk.fail(Op::Allocate, 0, 1, ErrorKind::QuotaExceeded);
+    match queue.put(b"x") {
+        Err(PutError::NoSpace { source, .. }) => assert_eq!(source.kind(), ErrorKind::QuotaExceeded),
+        other => panic!("{other:?}"),
+    }
+    queue.put(b"x").expect("room again");
+}
+
+#[test]
+fn a_write_that_fails_ends_its_segment_and_the_next_put_begins_another() {
+    let disk = SimDisk::new(1);
+    disk.set_may_map(false);
+    let set = with_options(&disk, options(Durability::Os));
+    let queue = set.queue("q").expect("opens");
+    queue.put(b"before").expect("room");
+    disk.fail(Op::Write, 9, 1, ErrorKind::Other);
+    assert!(matches!(queue.put_batch([[1u8; 8]; 9]), Err(PutError::Io { .. })), "within the batch");
+    queue.put(b"after, of another length").expect("room");
+    let reopened = with_options(&disk.kill(), options(Durability::Os));
+    let queue = reopened.queue("q").expect("what is left of the batch is no damage");
+    assert_eq!(queue.get().expect("there").data(), b"before");
+    assert_eq!(queue.get().expect("there").data(), b"after, of another length");
+    assert!(queue.try_get().expect("undamaged").is_none());
+}
+
+#[test]
+fn a_queue_whose_names_failed_to_sync_is_not_used_before_they_are() {
+    for nth in 0..6 {
+        let disk = SimDisk::new(1);
+        let set = open(&disk);
+        disk.fail(Op::SyncDir, nth, 1, ErrorKind::Other);
+        let Ok(queue) = set.queue("q").or_else(|_| set.queue("q")) else { continue };
+        if queue.put(b"answered").is_err() {
+            continue;
+        }
+        let after = open(&disk.power_cut(Fate::None));
+        assert_eq!(after.queue("q").expect("opens").len(), 1, "directory sync {nth}");
+    }
+}

@@ -9,3 +9,4 @@ mod flips;
 mod model;
 mod oracle;
 mod planted;
+mod rules;

@@ -1,17 +1,24 @@
 //! The ledger of what was asked and answered, and what must hold after any recovery.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
+use super::rules;
 use crate::disk::Disk;
-use crate::disk::sim::SimDisk;
-use crate::{Durability, OpenItem, PutError, PutOptions, Queue, QueueOptions, QueueSet};
+use crate::disk::sim::{Fate, SimDisk};
+use crate::{Durability, OpenError, OpenItem, PutError, PutOptions, Queue, QueueOptions, QueueSet, WhenFull};
 
 pub(super) const DIR: &str = "/s";
 
 pub(super) type Verdict = Result<(), String>;
 
+/// How long a `Sync` or `Every` queue may take, after somebody looked, to make marks durable.
+const MARKS_MS: u64 = 1000;
+
 /// What became of a put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Put {
     Asked,
     Ok,
@@ -22,41 +29,128 @@ pub(super) enum Put {
 }
 
 /// One item's history.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Entry {
     pub(super) queue: &'static str,
     pub(super) put: Put,
     pub(super) id: u64,
     /// Items of one batch share a number.
     pub(super) batch: u64,
+    /// The process that put it, counted from 0.
+    pub(super) life: u32,
     pub(super) close_asked: bool,
     pub(super) close_ok: bool,
-    /// A sync after the close was answered.
+    /// A sync after the close was answered, or had its time.
     pub(super) close_durable: bool,
     pub(super) clear_asked: bool,
     pub(super) clear_ok: bool,
-    /// A sync after the put was answered, or the put was one of `Sync`.
+    /// The put was one of `Sync`, or a sync after it was answered, or had its time.
     pub(super) durable: bool,
     pub(super) starts: u32,
     pub(super) size: usize,
+    /// When the background chores first ran after the put, and after the close.
+    noticed_ms: Option<u64>,
+    close_noticed_ms: Option<u64>,
+    pub(super) expires_ms: Option<u64>,
 }
 
 /// All items of a run, by key; keys rise in the order of puts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Ledger {
     pub(super) entries: BTreeMap<u64, Entry>,
     pub(super) held: Vec<u64>,
-    /// The workload had ended, and the set was being closed: starts of held items may have been given back.
+    /// The set was being closed: starts of held items may have been given back.
     pub(super) closing: bool,
+    /// An open was asked and not answered: one item may have one start more.
+    opening: bool,
+    pub(super) life: u32,
     batches: u64,
     pub(super) ids: BTreeMap<&'static str, u64>,
+    /// What went wrong while the workload ran.
+    pub(super) violation: Option<String>,
+    /// The device has answered a sync that it did not do: what opens must be right, but it need not open.
+    pub(super) lied_to: bool,
+    /// A failed sync has taken content back that a process had stored: as if the power had gone.
+    pub(super) reverted: bool,
+    /// Errors were planned: a start may not have been counted.
+    pub(super) tolerant: bool,
+}
+
+impl Ledger {
+    pub(super) fn queues(&self) -> BTreeSet<&'static str> {
+        self.entries.values().map(|entry| entry.queue).collect()
+    }
+
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (u64, &'a Entry)> {
+        self.entries.iter().filter(move |(_, entry)| entry.queue == name).map(|(key, entry)| (*key, entry))
+    }
+
+    fn of_mut<'a>(&'a mut self, name: &'a str) -> impl Iterator<Item = &'a mut Entry> {
+        self.entries.values_mut().filter(move |entry| entry.queue == name)
+    }
+
+    /// A recovery has shown what is there: from now on that was answered, and what is not there must never come back.
+    /// After a power cut all of it is durable too.
+    pub(super) fn settle(&mut self, there: &BTreeMap<u64, Seen>, power: bool) {
+        for (key, entry) in &mut self.entries {
+            match there.get(key) {
+                Some(seen) => {
+                    entry.put = Put::Ok;
+                    entry.durable |= power;
+                    (entry.id, entry.starts) = (seen.id, seen.attempts - 1);
+                    (entry.close_asked, entry.close_ok) = (false, false);
+                    (entry.clear_asked, entry.clear_ok) = (false, false);
+                    let highest = self.ids.entry(entry.queue).or_default();
+                    *highest = (*highest).max(seen.id);
+                }
+                None if entry.close_ok || entry.clear_ok => entry.close_durable |= power,
+                // Its mark may be in the page cache only.
+                None if !power && (entry.close_asked || entry.clear_asked) => {}
+                None => (entry.put, entry.close_asked) = (Put::Refused, true),
+            }
+        }
+        self.held.clear();
+        (self.closing, self.opening) = (false, false);
+    }
 }
 
 /// How a state came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cut {
     Kill,
     Power,
+}
+
+/// How a set is opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setting {
+    pub(super) durability: Durability,
+    pub(super) may_map: bool,
+    /// Small: most items are read behind.
+    pub(super) memory_bytes: u64,
+    /// With a limit, the oldest items are dropped.
+    pub(super) max_items: Option<u64>,
+    pub(super) pool_bytes: u64,
+}
+
+pub(super) const SYNC: Setting = Setting {
+    durability: Durability::Sync,
+    may_map: true,
+    memory_bytes: 1 << 30,
+    max_items: None,
+    pool_bytes: 1 << 20,
+};
+
+impl Setting {
+    pub(super) const fn with(self, durability: Durability) -> Setting {
+        Setting { durability, ..self }
+    }
 }
 
 /// A payload that says which it is and can be checked byte by byte.
@@ -73,38 +167,89 @@ pub(super) fn payload(key: u64, size: usize) -> Vec<u8> {
     bytes
 }
 
+pub(super) fn key_of(data: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(data.get(..8)?.try_into().ok()?))
+}
+
 pub(super) fn options(durability: Durability) -> QueueOptions {
     QueueOptions::default().durability(durability).segment_bytes(64 << 10)
 }
 
-pub(super) fn open(disk: &SimDisk, durability: Durability) -> Result<QueueSet, crate::OpenError> {
-    QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options(durability)).open(DIR)
+pub(super) fn open_with(disk: &SimDisk, setting: &Setting) -> Result<QueueSet, OpenError> {
+    let mut options = options(setting.durability).memory_bytes(setting.memory_bytes);
+    options.max_items = setting.max_items;
+    if setting.max_items.is_some() {
+        options.when_full = WhenFull::DropOldest;
+    }
+    QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options).pool_bytes(setting.pool_bytes).open(DIR)
 }
 
-/// The verbs of a workload; each notes what it asks before and what it was answered after, and ends the workload at the
-/// first error that a crash can cause.
-pub(super) struct Run<'a> {
-    pub(super) set: &'a QueueSet,
-    pub(super) ledger: &'a mut Ledger,
-    pub(super) durability: Durability,
-    disk: SimDisk,
+pub(super) fn open(disk: &SimDisk, durability: Durability) -> Result<QueueSet, OpenError> {
+    open_with(disk, &SYNC.with(durability))
+}
+
+/// The verbs of a workload. Each notes what it asks before, and what it was answered after; an answer that comes after the
+/// crash reaches nobody, and ends the workload.
+pub(super) struct Run {
+    set: Option<QueueSet>,
+    pub(super) ledger: Ledger,
+    pub(super) setting: Setting,
+    pub(super) disk: SimDisk,
+    /// From this step on, answers of the device may be lies.
+    pub(super) lies_from: Option<u64>,
     open: BTreeMap<u64, OpenItem>,
+    /// The queues that this process has opened: its orderly end makes these durable.
+    opened: BTreeSet<String>,
 }
 
 pub(super) struct Stop;
 
-impl<'a> Run<'a> {
-    pub(super) fn new(set: &'a QueueSet, ledger: &'a mut Ledger, durability: Durability, disk: &SimDisk) -> Run<'a> {
-        Run { set, ledger, durability, disk: disk.clone(), open: BTreeMap::new() }
+impl Run {
+    pub(super) fn new(disk: &SimDisk, setting: Setting) -> Run {
+        disk.set_may_map(setting.may_map);
+        Run {
+            set: None,
+            ledger: Ledger::default(),
+            setting,
+            disk: disk.clone(),
+            lies_from: None,
+            open: BTreeMap::new(),
+            opened: BTreeSet::new(),
+        }
     }
 
-    /// An answer that comes after the crash reaches nobody.
-    fn reached(&self) -> Result<(), Stop> {
-        if self.disk.has_crashed() { Err(Stop) } else { Ok(()) }
+    pub(super) fn begin(&mut self) -> Result<(), Stop> {
+        self.opened.clear();
+        let opened = open_with(&self.disk, &self.setting);
+        self.set = self.answer("opening the set", opened)?;
+        if self.set.is_some() { Ok(()) } else { Err(Stop) }
     }
 
-    pub(super) fn queue(&self, name: &str) -> Result<Queue, Stop> {
-        self.set.queue(name).map_err(|_| Stop)
+    /// `Ok(None)`: an error that was planned.
+    fn answer<T, E: Debug>(&mut self, what: &str, result: Result<T, E>) -> Result<Option<T>, Stop> {
+        if self.disk.has_crashed() {
+            return Err(Stop);
+        }
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(_) if self.ledger.tolerant => Ok(None),
+            Err(error) => {
+                self.ledger.violation.get_or_insert_with(|| format!("{what} fails without a cause: {error:?}"));
+                Err(Stop)
+            }
+        }
+    }
+
+    fn set(&self) -> Result<&QueueSet, Stop> {
+        self.set.as_ref().ok_or(Stop)
+    }
+
+    pub(super) fn queue(&mut self, name: &str) -> Result<Option<Queue>, Stop> {
+        let opened = self.set()?.queue(name);
+        if opened.is_ok() {
+            self.opened.insert(name.to_owned());
+        }
+        self.answer("opening a queue", opened)
     }
 
     pub(super) fn put(&mut self, name: &'static str, size: usize) -> Result<(), Stop> {
@@ -112,14 +257,48 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn batch(&mut self, name: &'static str, sizes: &[usize]) -> Result<(), Stop> {
-        let queue = self.queue(name)?;
+        let durability = self.setting.durability;
+        self.put_as(name, sizes, durability, None)
+    }
+
+    /// Puts with a durability of its own.
+    pub(super) fn put_durably(&mut self, name: &'static str, size: usize, durability: Durability) -> Result<(), Stop> {
+        self.put_as(name, &[size], durability, None)
+    }
+
+    pub(super) fn put_expiring(&mut self, name: &'static str, size: usize, ms: u64) -> Result<(), Stop> {
+        let durability = self.setting.durability;
+        self.put_as(name, &[size], durability, Some(ms))
+    }
+
+    fn put_as(
+        &mut self,
+        name: &'static str,
+        sizes: &[usize],
+        durability: Durability,
+        expires_in: Option<u64>,
+    ) -> Result<(), Stop> {
+        let Some(queue) = self.queue(name)? else { return Ok(()) };
         let first = self.ask(name, sizes);
         let payloads: Vec<Vec<u8>> = sizes.iter().zip(first..).map(|(size, key)| payload(key, *size)).collect();
         let answer = match &payloads[..] {
-            [one] => queue.put_with(one, &PutOptions::new().flags(first as u32)).map(|id| vec![id]),
-            _ => queue.put_batch(&payloads),
+            [one] => {
+                let mut options = PutOptions::new().flags(first as u32);
+                if durability != self.setting.durability {
+                    options = options.durability(durability);
+                }
+                if let Some(ms) = expires_in {
+                    options = options.expires_in(Duration::from_millis(ms));
+                    let expires_ms = self.disk.wall_ms() + ms;
+                    if let Some(entry) = self.ledger.entries.get_mut(&first) {
+                        entry.expires_ms = Some(expires_ms);
+                    }
+                }
+                queue.put_with(one, &options).map(|id| vec![id.get()])
+            }
+            _ => queue.put_batch(&payloads).map(|ids| ids.iter().map(|id| id.get()).collect()),
         };
-        self.answered(first, sizes.len(), name, &answer.map(|ids| ids.iter().map(|id| id.get()).collect()))
+        self.answered(first, sizes.len(), name, answer, durability == Durability::Sync)
     }
 
     fn ask(&mut self, name: &'static str, sizes: &[usize]) -> u64 {
@@ -131,6 +310,7 @@ impl<'a> Run<'a> {
                 put: Put::Asked,
                 id: 0,
                 batch: self.ledger.batches,
+                life: self.ledger.life,
                 close_asked: false,
                 close_ok: false,
                 close_durable: false,
@@ -139,6 +319,9 @@ impl<'a> Run<'a> {
                 durable: false,
                 starts: 0,
                 size: (*size).max(8),
+                noticed_ms: None,
+                close_noticed_ms: None,
+                expires_ms: None,
             };
             self.ledger.entries.insert(key, entry);
         }
@@ -150,18 +333,20 @@ impl<'a> Run<'a> {
         first: u64,
         count: usize,
         name: &'static str,
-        answer: &Result<Vec<u64>, PutError>,
+        answer: Result<Vec<u64>, PutError>,
+        durable: bool,
     ) -> Result<(), Stop> {
-        self.reached()?;
+        if self.disk.has_crashed() {
+            return Err(Stop);
+        }
+        let lied_to = self.lies_from.is_some_and(|step| self.disk.steps() > step);
         for (i, key) in (first..first + count as u64).enumerate() {
-            let Some(entry) = self.ledger.entries.get_mut(&key) else {
-                continue;
-            };
-            match answer {
+            let Some(entry) = self.ledger.entries.get_mut(&key) else { continue };
+            match &answer {
                 Ok(ids) => {
-                    entry.put = Put::Ok;
+                    entry.put = if lied_to { Put::Indeterminate } else { Put::Ok };
                     entry.id = ids[i];
-                    entry.durable = self.durability == Durability::Sync;
+                    entry.durable = durable && !lied_to;
                     let highest = self.ledger.ids.entry(name).or_default();
                     *highest = (*highest).max(ids[i]);
                 }
@@ -169,35 +354,40 @@ impl<'a> Run<'a> {
                 Err(_) => entry.put = Put::Refused,
             }
         }
-        answer.as_ref().map(|_| ()).map_err(|_| Stop)
+        self.answer("a put", answer).map(|_| ())
     }
 
     /// Appends without waiting.
-    pub(super) fn append(&mut self, name: &'static str, size: usize) -> Result<u64, Stop> {
-        let queue = self.queue(name)?;
+    pub(super) fn append(&mut self, name: &'static str, size: usize) -> Result<(), Stop> {
+        let Some(queue) = self.queue(name)? else { return Ok(()) };
         let key = self.ask(name, &[size]);
         let answer = queue.append(payload(key, size)).map(|id| vec![id.get()]);
-        self.answered(key, 1, name, &answer)?;
-        if let Some(entry) = self.ledger.entries.get_mut(&key) {
-            // An id, not yet a promise.
-            entry.durable = false;
-            entry.put = if self.durability == Durability::Sync { Put::Indeterminate } else { Put::Ok };
+        self.answered(key, 1, name, answer, false)?;
+        // An id, not yet a promise.
+        if let Some(entry) = self.ledger.entries.get_mut(&key)
+            && entry.put == Put::Ok
+            && self.setting.durability == Durability::Sync
+        {
+            entry.put = Put::Indeterminate;
         }
-        Ok(key)
+        Ok(())
     }
 
     pub(super) fn open(&mut self, name: &str) -> Result<Option<u64>, Stop> {
-        let queue = self.queue(name)?;
-        let Some(item) = queue.try_open().map_err(|_| Stop)? else {
-            return Ok(None);
-        };
+        let Some(queue) = self.queue(name)? else { return Ok(None) };
+        self.ledger.opening = true;
+        let opened = queue.try_open();
+        let opened = self.answer("an open", opened)?;
+        self.ledger.opening = false;
+        let Some(Some(item)) = opened else { return Ok(None) };
         let key = key_of(item.data()).ok_or(Stop)?;
-        if self.reached().is_err() {
-            let _ = item.into_token();
-            return Err(Stop);
-        }
         if let Some(entry) = self.ledger.entries.get_mut(&key) {
             entry.starts += 1;
+            // A mark that no sync has covered may be taken back together with a failed one's content.
+            let closed = entry.close_ok && (entry.close_durable || !self.ledger.reverted);
+            if closed || entry.clear_ok || entry.put == Put::Refused {
+                self.ledger.violation.get_or_insert(format!("key {key} was gone and is delivered"));
+            }
         }
         self.ledger.held.push(key);
         self.open.insert(key, item);
@@ -205,16 +395,31 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn close(&mut self, key: u64) -> Result<(), Stop> {
-        let Some(item) = self.open.remove(&key) else {
-            return Ok(());
-        };
+        self.close_by(key, |item| item.close())
+    }
+
+    /// Closes and waits until that is durable.
+    pub(super) fn close_synced(&mut self, key: u64) -> Result<(), Stop> {
+        self.close_by(key, |item| item.close_synced())?;
+        if let Some(entry) = self.ledger.entries.get_mut(&key)
+            && entry.close_ok
+        {
+            let name = entry.queue;
+            self.all_durable(name);
+        }
+        Ok(())
+    }
+
+    fn close_by<E: Debug>(&mut self, key: u64, close: impl FnOnce(OpenItem) -> Result<(), E>) -> Result<(), Stop> {
+        let Some(item) = self.open.remove(&key) else { return Ok(()) };
         if let Some(entry) = self.ledger.entries.get_mut(&key) {
             entry.close_asked = true;
         }
         self.ledger.held.retain(|held| *held != key);
-        item.close().map_err(|_| Stop)?;
-        self.reached()?;
-        if let Some(entry) = self.ledger.entries.get_mut(&key) {
+        let closed = close(item);
+        if self.answer("a close", closed)?.is_some()
+            && let Some(entry) = self.ledger.entries.get_mut(&key)
+        {
             entry.close_ok = true;
         }
         Ok(())
@@ -223,6 +428,28 @@ impl<'a> Run<'a> {
     pub(super) fn abort(&mut self, key: u64) {
         self.ledger.held.retain(|held| *held != key);
         drop(self.open.remove(&key));
+    }
+
+    /// Takes an item for good, in one call.
+    pub(super) fn get(&mut self, name: &str) -> Result<(), Stop> {
+        let Some(queue) = self.queue(name)? else { return Ok(()) };
+        let first = queue.peek();
+        let Some(Some(first)) = self.answer("a peek", first)? else { return Ok(()) };
+        let key = key_of(first.data()).ok_or(Stop)?;
+        if let Some(entry) = self.ledger.entries.get_mut(&key) {
+            entry.close_asked = true;
+        }
+        let got = queue.try_get();
+        if let Some(got) = self.answer("a get", got)? {
+            let got = got.and_then(|item| key_of(item.data()));
+            if got != Some(key) {
+                self.ledger.violation.get_or_insert(format!("key {key} was shown, {got:?} came"));
+            }
+            if let Some(entry) = self.ledger.entries.get_mut(&key) {
+                entry.close_ok = true;
+            }
+        }
+        Ok(())
     }
 
     /// Takes and closes up to `count` items.
@@ -235,146 +462,411 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn sync(&mut self, name: &'static str) -> Result<(), Stop> {
-        self.queue(name)?.sync().map_err(|_| Stop)?;
-        self.reached()?;
-        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
-            entry.durable |= entry.put == Put::Ok || entry.put == Put::Indeterminate;
-            if entry.durable && entry.id > 0 {
-                entry.put = Put::Ok;
-            }
-            entry.close_durable |= entry.close_ok;
+        let Some(queue) = self.queue(name)? else { return Ok(()) };
+        let synced = queue.sync();
+        if self.answer("a sync", synced)?.is_some() {
+            self.all_durable(name);
         }
         Ok(())
     }
 
-    pub(super) fn clear(&mut self, name: &'static str) -> Result<(), Stop> {
-        let queue = self.queue(name)?;
-        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
-            entry.clear_asked = true;
+    fn all_durable(&mut self, name: &'static str) {
+        if self.lies_from.is_some_and(|step| self.disk.steps() > step) {
+            return;
         }
-        queue.clear().map_err(|_| Stop)?;
-        self.reached()?;
-        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
-            entry.clear_ok = true;
+        for entry in self.ledger.of_mut(name) {
+            entry.durable |= entry.put == Put::Ok || entry.put == Put::Indeterminate && entry.id > 0;
+            if entry.durable {
+                entry.put = Put::Ok;
+            }
+            entry.close_durable |= entry.close_ok;
+        }
+    }
+
+    pub(super) fn clear(&mut self, name: &'static str) -> Result<(), Stop> {
+        let Some(queue) = self.queue(name)? else { return Ok(()) };
+        self.ledger.of_mut(name).for_each(|entry| entry.clear_asked = true);
+        let cleared = queue.clear();
+        if self.answer("a clear", cleared)?.is_some() {
+            self.ledger.of_mut(name).for_each(|entry| entry.clear_ok = true);
         }
         Ok(())
     }
 
     pub(super) fn delete(&mut self, name: &'static str) -> Result<(), Stop> {
-        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
-            entry.clear_asked = true;
-        }
-        self.set.delete(name).map_err(|_| Stop)?;
-        self.reached()?;
-        for entry in self.ledger.entries.values_mut().filter(|entry| entry.queue == name) {
-            entry.clear_ok = true;
+        self.ledger.of_mut(name).for_each(|entry| entry.clear_asked = true);
+        let deleted = self.set()?.delete(name);
+        if self.answer("a delete", deleted)?.is_some() {
+            self.ledger.of_mut(name).for_each(|entry| entry.clear_ok = true);
         }
         Ok(())
     }
 
-    pub(super) fn upkeep(&self) {
-        self.set.run_upkeep();
+    pub(super) fn set_options(&mut self, name: &str, options: QueueOptions) -> Result<(), Stop> {
+        let Some(queue) = self.queue(name)? else { return Ok(()) };
+        let set = queue.set_options(options);
+        self.answer("set_options", set).map(|_| ())
     }
 
-    /// Ends the run as a crash does: guards are leaked, so that their drop marks nothing.
-    pub(super) fn leave(self) {
-        for (_, item) in self.open {
+    /// Runs the background chores, which must keep what `Every` and `close` promise about time.
+    pub(super) fn upkeep(&mut self) -> Result<(), Stop> {
+        self.set()?.run_upkeep();
+        if self.disk.has_crashed() {
+            return Err(Stop);
+        }
+        if self.ledger.tolerant {
+            return Ok(());
+        }
+        let now_ms = self.disk.mono_ms();
+        let (puts_ms, marks_ms) = match self.setting.durability {
+            Durability::Every(period) => {
+                let ms = period.as_millis() as u64;
+                (ms, ms.min(MARKS_MS))
+            }
+            Durability::Sync => (MARKS_MS, MARKS_MS),
+            Durability::Os => return Ok(()),
+        };
+        for entry in self.ledger.entries.values_mut() {
+            if entry.put == Put::Ok {
+                let noticed = *entry.noticed_ms.get_or_insert(now_ms);
+                entry.durable |= noticed + puts_ms <= now_ms;
+            }
+            if entry.close_ok {
+                let noticed = *entry.close_noticed_ms.get_or_insert(now_ms);
+                entry.close_durable |= noticed + marks_ms <= now_ms;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn pass(&self, ms: u64) {
+        self.disk.advance_ms(ms);
+    }
+
+    /// Closes in good order and opens again.
+    pub(super) fn reopen(&mut self) -> Result<(), Stop> {
+        self.ledger.closing = true;
+        let Some(set) = self.set.take() else { return Err(Stop) };
+        let closed = set.close();
+        self.leak();
+        let in_order = self.answer("closing the set", closed)?.is_some();
+        let lied_to = self.lies_from.is_some_and(|step| self.disk.steps() > step);
+        if in_order {
+            for key in std::mem::take(&mut self.ledger.held) {
+                if let Some(entry) = self.ledger.entries.get_mut(&key) {
+                    entry.starts -= 1;
+                }
+            }
+            let opened = &self.opened;
+            for entry in self.ledger.entries.values_mut().filter(|e| !lied_to && opened.contains(e.queue)) {
+                entry.durable |= entry.put == Put::Ok;
+                entry.close_durable |= entry.close_ok;
+            }
+            self.ledger.closing = false;
+        }
+        self.ledger.life += 1;
+        self.look_again()?;
+        self.begin()
+    }
+
+    /// Where a failed sync took content back, as a power cut would, what the next process finds must be right, and is the
+    /// truth from then on.
+    fn look_again(&mut self) -> Result<(), Stop> {
+        if !self.ledger.reverted || self.disk.has_crashed() {
+            return Ok(());
+        }
+        if let Err(violation) = judge(&self.disk.kill(), &self.ledger, &self.setting, Cut::Power) {
+            self.ledger.violation.get_or_insert(format!("next life: {violation}"));
+            return Err(Stop);
+        }
+        self.ledger.settle(&what_is_there(&self.disk, &self.setting), false);
+        Ok(())
+    }
+
+    fn leak(&mut self) {
+        for (_, item) in std::mem::take(&mut self.open) {
             let _ = item.into_token();
         }
     }
-}
 
-pub(super) fn key_of(data: &[u8]) -> Option<u64> {
-    Some(u64::from_le_bytes(data.get(..8)?.try_into().ok()?))
-}
-
-/// Recovers the state twice, drains it, and judges what came out. The numbers in the messages are those of the list of
-/// invariants in the durability page of the fault model.
-pub(super) fn judge(disk: &SimDisk, ledger: &Ledger, durability: Durability, cut: Cut) -> Verdict {
-    let queues: BTreeSet<&str> = ledger.entries.values().map(|entry| entry.queue).collect();
-    let mut first_look = BTreeMap::new();
-    {
-        let set = open(disk, durability).map_err(|e| format!("I1: the set does not open: {e}"))?;
-        for name in &queues {
-            if let Some(queue) = set.get_queue(name).map_err(|e| format!("I1: {name} does not open: {e}"))? {
-                first_look.insert(*name, (queue.len(), queue.stats().bytes, queue.recovery().redelivered));
-            }
+    /// The process dies and another one opens the set.
+    pub(super) fn die(&mut self) -> Result<(), Stop> {
+        if self.disk.has_crashed() {
+            return Err(Stop);
         }
-        // The process dies again, right after recovery.
-        let again = disk.kill();
-        drop(set);
-        judge_drained(&again, ledger, durability, cut, &queues, &first_look)
+        self.disk = self.disk.restart();
+        self.end_life();
+        self.look_again()?;
+        self.begin()
+    }
+
+    fn end_life(&mut self) {
+        self.leak();
+        // Its orderly close meets a dead disk.
+        self.set = None;
+        self.ledger.held.clear();
+        self.ledger.life += 1;
+    }
+
+    /// The power goes; what is there after it must be right, and is the truth from then on.
+    pub(super) fn lose_power(&mut self, fate: Fate) -> Result<(), Stop> {
+        if self.disk.has_crashed() {
+            return Err(Stop);
+        }
+        let after = self.disk.power_cut(fate);
+        if let Err(violation) = judge(&after, &self.ledger, &self.setting, Cut::Power) {
+            self.ledger.violation.get_or_insert(format!("power cut on the way, {fate:?}: {violation}"));
+            return Err(Stop);
+        }
+        self.disk = self.disk.restart_after_cut(fate);
+        self.end_life();
+        self.ledger.settle(&what_is_there(&after, &self.setting), true);
+        self.begin()
+    }
+
+    /// Ends the workload, closes the set in good order, and gives the ledger.
+    pub(super) fn end(mut self) -> Ledger {
+        self.ledger.closing = true;
+        self.leak();
+        self.set = None;
+        self.ledger
     }
 }
 
-fn judge_drained(
+/// An item as a recovered queue gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) key: u64,
+    pub(super) id: u64,
+    pub(super) attempts: u32,
+}
+
+/// All items of all queues, by key; of a copy.
+pub(super) fn what_is_there(disk: &SimDisk, setting: &Setting) -> BTreeMap<u64, Seen> {
+    let mut there = BTreeMap::new();
+    let Ok(set) = open_with(&disk.kill(), setting) else { return there };
+    for name in set.names() {
+        let Ok(queue) = set.queue(&name) else { continue };
+        while let Ok(Some(item)) = queue.try_open() {
+            if let Some(key) = key_of(item.data()) {
+                there.insert(key, Seen { key, id: item.id().get(), attempts: item.attempts() });
+            }
+            let _ = item.into_token();
+        }
+    }
+    there
+}
+
+/// What a queue says of itself after an open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    items: u64,
+    bytes: u64,
+    redelivered: u64,
+}
+
+fn look(queue: &Queue) -> Look {
+    Look { items: queue.len(), bytes: queue.stats().bytes, redelivered: queue.recovery().redelivered }
+}
+
+/// Opens the set and those queues of the ledger that are there.
+fn open_all(
     disk: &SimDisk,
     ledger: &Ledger,
-    durability: Durability,
-    cut: Cut,
-    queues: &BTreeSet<&str>,
-    first_look: &BTreeMap<&str, (u64, u64, u64)>,
-) -> Verdict {
-    let set = open(disk, durability).map_err(|e| format!("I6: the second open fails: {e}"))?;
-    for name in queues {
-        let mut present = Vec::new();
-        let queue = set.get_queue(name).map_err(|e| format!("I6: {name}: the second open fails: {e}"))?;
-        if let Some(queue) = &queue {
-            let look = (queue.len(), queue.stats().bytes, queue.recovery().redelivered);
-            if first_look.get(*name) != Some(&look) {
-                return Err(format!("I6: {name}: first {:?}, then {look:?}", first_look.get(*name)));
-            }
-            if queue.recovery().items != look.0 {
-                return Err(format!("I10: {name}: reported {} items of {}", queue.recovery().items, look.0));
-            }
-            let mut bytes = 0;
-            let mut last_id = 0;
-            let mut opened = Vec::new();
-            while let Some(item) = queue.try_open().map_err(|e| format!("I1: {name}: open fails: {e}"))? {
-                let key = key_of(item.data()).ok_or(format!("I5: {name}: a payload that was never put"))?;
-                let Some(entry) = ledger.entries.get(&key) else {
-                    return Err(format!("I5: {name}: key {key} was never put"));
-                };
-                if entry.queue != *name || item.data() != payload(key, entry.size) {
-                    return Err(format!("I4: {name}: key {key} has other bytes or another queue"));
-                }
-                if entry.id != 0 && entry.id != item.id().get() {
-                    return Err(format!("I4: {name}: key {key} had id {}, has {}", entry.id, item.id()));
-                }
-                if item.id().get() <= last_id {
-                    return Err(format!("I3: {name}: id {} after {last_id}", item.id()));
-                }
-                let given_back = ledger.closing && ledger.held.contains(&key);
-                let exact = item.attempts() == entry.starts + 1;
-                let counted = exact || (given_back && item.attempts() == entry.starts);
-                if cut == Cut::Kill && !counted && !entry.close_asked {
-                    return Err(format!(
-                        "I7: {name}: key {key} was started {} times, says {}",
-                        entry.starts,
-                        item.attempts()
-                    ));
-                }
-                last_id = item.id().get();
-                bytes += item.data().len() as u64;
-                present.push(key);
-                opened.push(item);
-            }
-            if (present.len() as u64, bytes) != (look.0, look.1) {
-                return Err(format!("I7: {name}: {look:?} announced, {} items of {bytes} bytes there", present.len()));
-            }
-            if !queue.recovery().lost.is_empty() {
-                return Err(format!("I10: {name}: reports lost items: {:?}", queue.recovery().lost));
-            }
-            opened.into_iter().for_each(|item| {
-                let _ = item.into_token();
-            });
-        }
-        judge_presence(name, &present, ledger, durability, cut)?;
+    setting: &Setting,
+    rule: &str,
+) -> Result<(QueueSet, BTreeMap<&'static str, Queue>), Fault> {
+    let set = open_with(disk, setting).map_err(|e| Fault::Told(format!("{rule}: the set does not open: {e}")))?;
+    let mut queues = BTreeMap::new();
+    for name in ledger.queues() {
+        let queue = set.get_queue(name).map_err(|e| Fault::Told(format!("{rule}: {name} does not open: {e}")))?;
+        queues.extend(queue.map(|queue| (name, queue)));
     }
-    live(&set, ledger, queues)
+    Ok((set, queues))
 }
 
-fn judge_presence(name: &str, present: &[u64], ledger: &Ledger, durability: Durability, cut: Cut) -> Verdict {
+/// Takes all items, leaving them in flight, and checks each by itself.
+fn take_all(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut) -> Result<Vec<Seen>, Fault> {
+    let mut seen: Vec<Seen> = Vec::new();
+    let mut more_started = 0;
+    let told = |e: crate::GetError| Fault::Told(format!("I1: {name}: open fails: {e}"));
+    let wrong = |what: String| Err(Fault::Wrong(what));
+    while let Some(item) = queue.try_open().map_err(told)? {
+        let key = key_of(item.data()).ok_or(format!("I5: {name}: a payload that was never put"))?;
+        let Some(entry) = ledger.entries.get(&key) else {
+            return wrong(format!("I5: {name}: key {key} was never put"));
+        };
+        let (id, attempts) = (item.id().get(), item.attempts());
+        if entry.queue != name || item.data() != payload(key, entry.size) {
+            return wrong(format!("I4: {name}: key {key} has other bytes or another queue"));
+        }
+        if entry.id != 0 && entry.id != id {
+            return wrong(format!("I4: {name}: key {key} had id {}, has {id}", entry.id));
+        }
+        if seen.last().is_some_and(|last| id <= last.id) {
+            return wrong(format!("I3: {name}: id {id} after {:?}", seen.last()));
+        }
+        let most = entry.starts + 1;
+        let given_back = ledger.closing && ledger.held.contains(&key);
+        let least = match cut {
+            Cut::Kill if !entry.close_asked && !ledger.tolerant => most - u32::from(given_back && most > 1),
+            _ => 1,
+        };
+        more_started += u32::from(attempts == most + 1);
+        // Content that a failed sync took back may hold a start that was given back since.
+        let unanswered = ledger.reverted || (ledger.opening && attempts == most + 1 && more_started == 1);
+        if !(least..=most).contains(&attempts) && !unanswered {
+            return wrong(format!("I7: {name}: key {key} was started {} times, says {attempts}", entry.starts));
+        }
+        seen.push(Seen { key, id, attempts });
+        let _ = item.into_token();
+    }
+    Ok(seen)
+}
+
+/// Recovers the state twice and judges what came out. The numbers in the messages are those of the list of invariants in the
+/// fault model.
+pub(super) fn judge(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> Verdict {
+    if let Some(violation) = &ledger.violation {
+        return Err(violation.clone());
+    }
+    let cut = if ledger.reverted { Cut::Power } else { cut };
+    let found = judge_once(disk, ledger, setting, cut);
+    // Where the device broke its word, or the page cache that was all the promise, an error is an answer.
+    let may_fail = ledger.lied_to || (ledger.reverted && setting.durability != Durability::Sync);
+    match found {
+        Err(Fault::Told(_)) if may_fail => Ok(()),
+        Err(Fault::Told(what) | Fault::Wrong(what)) => Err(what),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// What is wrong, or an error that the engine told itself.
+enum Fault {
+    Told(String),
+    Wrong(String),
+}
+
+impl From<String> for Fault {
+    fn from(what: String) -> Fault {
+        Fault::Wrong(what)
+    }
+}
+
+fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> Result<(), Fault> {
+    let first = disk.kill();
+    let (set, queues) = open_all(&first, ledger, setting, "I1")?;
+    let looks: BTreeMap<&str, Look> = queues.iter().map(|(name, queue)| (*name, look(queue))).collect();
+    let again = first.kill();
+    let cut_again = first.power_cut(Fate::None);
+    let mut found = BTreeMap::new();
+    for name in ledger.queues() {
+        let seen = match queues.get(name) {
+            Some(queue) => {
+                let seen = take_all(queue, ledger, name, cut)?;
+                judge_report(queue, ledger, name, cut, &seen, looks[name])?;
+                seen
+            }
+            None => Vec::new(),
+        };
+        judge_presence(name, &seen, ledger, setting, cut)?;
+        found.insert(name, seen);
+    }
+    drop(queues);
+    drop(set);
+
+    let before = again.fingerprint();
+    let (set, queues) = open_all(&again, ledger, setting, "I6")?;
+    if again.fingerprint() != before {
+        // What did not fit one new segment is made durable where it stands, and its end is written anew by the next one.
+        let third = again.kill();
+        third.record();
+        let before = third.fingerprint();
+        drop(open_all(&third.kill(), ledger, setting, "I6")?);
+        let opened = open_all(&third, ledger, setting, "I6")?;
+        if third.fingerprint() != before {
+            let calls: Vec<String> = third.take_calls().iter().map(rules::told).collect();
+            return Err(Fault::Wrong(format!("I6: the third recovery changes something: {calls:#?}")));
+        }
+        drop(opened);
+    }
+    for (name, queue) in &queues {
+        let now = look(queue);
+        if looks.get(name) != Some(&now) {
+            return Err(Fault::Wrong(format!("I6: {name}: first {:?}, then {now:?}", looks.get(name))));
+        }
+        let seen = take_all(queue, ledger, name, cut)?;
+        if found.get(name) != Some(&seen) {
+            return Err(Fault::Wrong(format!("I6: {name}: first {:?}, then {seen:?}", found.get(name))));
+        }
+    }
+    if queues.len() != looks.len() {
+        return Err(Fault::Wrong("I6: a queue is there at one open only".into()));
+    }
+    if !ledger.lied_to {
+        live(&set, ledger)?;
+    }
+    drop(queues);
+    drop(set);
+
+    if setting.durability == Durability::Sync && !ledger.lied_to {
+        shown_is_durable(&cut_again, &found, setting)?;
+    }
+    Ok(())
+}
+
+/// Nobody acts on what a power cut could still unmake: what a recovered `Sync` queue shows is on the device.
+fn shown_is_durable(disk: &SimDisk, found: &BTreeMap<&str, Vec<Seen>>, setting: &Setting) -> Verdict {
+    let there = what_is_there(disk, setting);
+    for (name, seen) in found {
+        for shown in seen {
+            if there.get(&shown.key).map(|seen| seen.id) != Some(shown.id) {
+                return Err(format!("I1: {name}: key {} was shown, and a power cut took it", shown.key));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// I7 and I10: numbers and report say what is there and what happened.
+fn judge_report(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut, seen: &[Seen], look: Look) -> Verdict {
+    let report = queue.recovery();
+    let own: Vec<(u64, &Entry)> = ledger.of(name).collect();
+    let can_expire = own.iter().any(|(_, entry)| entry.expires_ms.is_some());
+    let bytes: u64 = seen.iter().filter_map(|seen| ledger.entries.get(&seen.key)).map(|e| e.size as u64).sum();
+    if !can_expire && (seen.len() as u64, bytes) != (look.items, look.bytes) {
+        return Err(format!("I7: {name}: {look:?} announced, {} items of {bytes} bytes there", seen.len()));
+    }
+    if report.items != look.items {
+        return Err(format!("I10: {name}: reported {} items of {}", report.items, look.items));
+    }
+    if !report.lost.is_empty() || report.damaged_marks > 0 {
+        return Err(format!("I10: {name}: reports damage: {report:?}"));
+    }
+    let here: BTreeSet<u64> = seen.iter().map(|seen| seen.key).collect();
+    // Also what an earlier recovery has discarded is found again, until it is written over.
+    let missing = own.iter().filter(|(key, _)| !here.contains(key)).count() as u64;
+    if report.discarded_items > missing {
+        return Err(format!("I10: {name}: {} discarded, {missing} missing", report.discarded_items));
+    }
+    let put_here = own.iter().any(|(_, e)| e.life == ledger.life && e.put == Put::Ok && !e.clear_asked);
+    if report.clean && put_here && !ledger.closing && cut == Cut::Kill {
+        return Err(format!("I10: {name}: says that it was closed in good order"));
+    }
+    if cut == Cut::Kill && !ledger.closing {
+        let held = ledger.held.iter().filter(|key| here.contains(key)).count() as u64;
+        // An item stays marked as in flight until somebody takes it again, through any number of recoveries.
+        let started = own.iter().filter(|(key, e)| e.starts > 0 && here.contains(key)).count() as u64;
+        let least = if ledger.tolerant { 0 } else { held };
+        if !(least..=started + u64::from(ledger.opening)).contains(&report.redelivered) {
+            return Err(format!("I10: {name}: {held} were open, {} reported", report.redelivered));
+        }
+    }
+    Ok(())
+}
+
+fn judge_presence(name: &str, seen: &[Seen], ledger: &Ledger, setting: &Setting, cut: Cut) -> Verdict {
+    let present: Vec<u64> = seen.iter().map(|seen| seen.key).collect();
     let there: BTreeSet<u64> = present.iter().copied().collect();
     if present.len() != there.len() {
         return Err(format!("I1: {name}: an item is there twice"));
@@ -383,11 +875,20 @@ fn judge_presence(name: &str, present: &[u64], ledger: &Ledger, durability: Dura
         return Err(format!("I3: {name}: order is {present:?}"));
     }
     let highest = present.last().copied().unwrap_or(0);
-    let strict = cut == Cut::Kill || durability == Durability::Sync;
-    let own: Vec<(&u64, &Entry)> = ledger.entries.iter().filter(|(_, entry)| entry.queue == name).collect();
+    let own: Vec<(u64, &Entry)> = ledger.of(name).collect();
     let cleared_there = own.iter().any(|(key, entry)| entry.clear_asked && there.contains(key));
-    for (key, entry) in &own {
-        let is_there = there.contains(key);
+    // Where the oldest are dropped, the newest must be there.
+    let may_drop = |key: u64| {
+        setting.max_items.is_some_and(|max| {
+            // A put that an error ended may have made its room before.
+            let came = |e: &Entry| e.put != Put::Refused || ledger.tolerant;
+            let newer = own.iter().filter(|(other, e)| *other > key && came(e) && !e.clear_ok);
+            newer.count() as u64 >= max
+        })
+    };
+    for &(key, entry) in &own {
+        let is_there = there.contains(&key);
+        let strict = (cut == Cut::Kill && !ledger.lied_to) || entry.durable;
         if entry.put == Put::Refused && is_there {
             return Err(format!("I5: {name}: key {key} was refused and is there"));
         }
@@ -397,29 +898,30 @@ fn judge_presence(name: &str, present: &[u64], ledger: &Ledger, durability: Dura
         if entry.close_ok && is_there && (cut == Cut::Kill || entry.close_durable) {
             return Err(format!("I2: {name}: key {key} was closed and is there"));
         }
-        let expected = entry.put == Put::Ok && !entry.close_asked && !entry.clear_asked;
-        if expected && !is_there && (strict || entry.durable) {
+        let may_go = entry.close_asked || entry.clear_asked || entry.expires_ms.is_some() || may_drop(key);
+        let expected = entry.put == Put::Ok && !may_go;
+        if expected && !is_there && strict {
             return Err(format!("I1: {name}: key {key} was answered and is gone"));
         }
-        if expected && !is_there && **key < highest {
+        if expected && !is_there && key < highest {
             return Err(format!("I1: {name}: key {key} is gone, a later one is there"));
         }
         let all_or_none =
             entry.clear_asked && !entry.clear_ok && cleared_there && entry.put == Put::Ok && !entry.close_asked;
-        if all_or_none && !is_there && (strict || **key < highest) {
+        if all_or_none && !is_there && (strict || key < highest) {
             return Err(format!("K118: {name}: key {key} is gone, others of the same clear are there"));
         }
-        let mates = own.iter().filter(|(_, other)| other.batch == entry.batch && !other.close_asked);
-        if !entry.close_asked && mates.into_iter().any(|(other, _)| there.contains(other) != is_there) {
+        let mut mates = own.iter().filter(|(_, other)| other.batch == entry.batch && !other.close_asked);
+        if !may_go && mates.any(|(other, _)| there.contains(other) != is_there && !may_drop(*other)) {
             return Err(format!("K111: {name}: a part of the batch of key {key} is there"));
         }
     }
     Ok(())
 }
 
-/// I8 and I9: the queue works, and its ids are new.
-fn live(set: &QueueSet, ledger: &Ledger, queues: &BTreeSet<&str>) -> Verdict {
-    for name in queues {
+/// I8 and I9: the queues work, and their ids are new.
+fn live(set: &QueueSet, ledger: &Ledger) -> Verdict {
+    for name in ledger.queues() {
         let queue = set.queue(name).map_err(|e| format!("I9: {name}: {e}"))?;
         let id = queue.put(b"alive").map_err(|e| format!("I9: {name}: put fails: {e}"))?;
         if ledger.ids.get(name).is_some_and(|highest| id.get() <= *highest) {

@@ -142,7 +142,7 @@ fn s04_k18_k20_aborted_items_come_first_and_in_the_order_of_ids() {
 }
 
 #[test]
-fn s05_k27_k49_k50_after_a_kill_open_items_are_back_in_the_order_of_ids() {
+fn s05_k27_k49_k50_f03_after_a_kill_open_items_are_back_in_the_order_of_ids() {
     let w = world();
     let q = w.queue("q");
     put_all(&q, &["1", "2", "3", "4", "5"]);
@@ -242,7 +242,7 @@ fn k41_a_guard_dropped_by_a_panic_gives_its_item_back() {
 }
 
 #[test]
-fn s08_k42_a_leaked_guard_shows_and_the_item_is_back_after_a_reopen() {
+fn s08_k42_f40_a_leaked_guard_shows_and_the_item_is_back_after_a_reopen() {
     let w = world();
     let q = w.queue("q");
     q.put("a").expect("room");

@@ -203,7 +203,7 @@ fn f25_a_forked_child_can_do_nothing_and_harms_nothing() {
 }
 
 #[test]
-fn f32_panics_in_user_code_leave_the_queue_usable() {
+fn f39_panics_in_user_code_leave_the_queue_usable() {
     struct Bad;
     impl AsRef<[u8]> for Bad {
         fn as_ref(&self) -> &[u8] {
