@@ -223,10 +223,11 @@ impl QueueSetBuilder {
             None
         } else {
             // Also where the directory is there: whoever made it may have died before its name was durable.
-            let is_missing = |dir: &&Path| disk.list(dir).is_err();
-            let missing = dir.ancestors().filter(|dir| !dir.as_os_str().is_empty()).take_while(is_missing).count();
+            let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && disk.list(dir).is_err();
+            let missing = dir.ancestors().take_while(is_missing).count();
             disk.create_dir_all(dir).map_err(io)?;
-            for parent in dir.ancestors().skip(1).take(missing.max(1)).filter(|dir| !dir.as_os_str().is_empty()) {
+            for parent in dir.ancestors().skip(1).take(missing.max(1)) {
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
                 match disk.sync_dir(parent) {
                     // Somebody else's directory, which was there before.
                     Err(error) if missing == 0 && error.kind() == io::ErrorKind::PermissionDenied => {}

@@ -558,3 +558,14 @@ fn a_queue_whose_names_failed_to_sync_is_not_used_before_they_are() {
         assert_eq!(after.queue("q").expect("opens").len(), 1, "directory sync {nth}");
     }
 }
+
+#[test]
+fn every_directory_made_for_a_set_is_durable_with_its_first_answer() {
+    for dir in ["/a/b/c", "a/b/c", "a"] {
+        let disk = SimDisk::new(1);
+        let open = |disk: &SimDisk| QueueSet::builder().disk(Disk::Sim(disk.clone())).open(dir).expect("opens");
+        let set = open(&disk);
+        set.queue("q").expect("opens").put(b"answered").expect("room");
+        assert_eq!(open(&disk.power_cut(Fate::None)).queue("q").expect("opens").len(), 1, "{dir}");
+    }
+}

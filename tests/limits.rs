@@ -1,0 +1,65 @@
+//! A process with few descriptors: typed errors, nothing lost, and work goes on when some are freed.
+
+use std::fs::File;
+use std::process::Command;
+
+use kestrel_core::{Durability, QueueOptions, QueueSet};
+
+const CHILD: &str = "KESTREL_LIMITS_CHILD";
+
+/// Runs in a child that may have 64 descriptors.
+#[test]
+fn child_entry() {
+    let Ok(dir) = std::env::var(CHILD) else {
+        return;
+    };
+    let options = QueueOptions::default().durability(Durability::Os);
+    let set = QueueSet::builder().defaults(options).open(dir).expect("opens");
+    let this = std::env::current_exe().expect("this binary");
+    let others: Vec<File> = (0..8).map(|_| File::open(&this).expect("a file of somebody else's")).collect();
+    let mut answered = Vec::new();
+    let mut refused = 0;
+    for n in 0..1000 {
+        let name = format!("q{n}");
+        match set
+            .queue(&name)
+            .map_err(|error| error.to_string())
+            .and_then(|queue| queue.put(name.as_bytes()).map(|_| queue).map_err(|error| error.to_string()))
+        {
+            Ok(queue) => answered.push(queue),
+            Err(error) => {
+                assert!(error.contains("q") || error.contains('/'), "it says where: {error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(!answered.is_empty() && refused > 0, "{} answered, {refused} refused", answered.len());
+    for queue in &answered {
+        assert_eq!(queue.get().expect("there").data(), queue.name().as_bytes());
+    }
+    // A few that somebody gives back are enough to go on, in the same process.
+    drop(others);
+    let names: Vec<String> = answered.drain(..).map(|queue| queue.name().to_owned()).collect();
+    for name in &names[..names.len() / 2] {
+        assert!(set.delete(name).expect("a descriptor is there"));
+    }
+    let queue = set.queue("late").expect("room again");
+    queue.put("late").expect("room again");
+    assert_eq!(queue.get().expect("there").data(), b"late");
+}
+
+#[cfg(unix)]
+#[test]
+fn f37_few_descriptors_are_typed_errors_and_work_resumes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 64 && exec \"$0\" --exact child_entry --nocapture --test-threads 1"])
+        .arg(std::env::current_exe().expect("this binary"))
+        .env(CHILD, dir.path())
+        .output()
+        .expect("a child");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    let set = QueueSet::open(dir.path()).expect("opens with all descriptors");
+    assert!(set.names().contains(&"late".to_owned()));
+}
