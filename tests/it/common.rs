@@ -1,5 +1,6 @@
 //! A set in a directory of its own, and short words for what tests do.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,10 +44,22 @@ impl World {
 
     /// Opens a copy of the directory, as a process that died would have left it.
     pub(crate) fn killed(&self) -> World {
-        let dir = tempfile::tempdir().expect("a directory");
-        copy_dir(self.path(), dir.path());
+        let dir = self.copied();
         let set = QueueSet::builder().defaults(fast()).open(dir.path()).expect("opens after a kill");
         World { dir, set }
+    }
+
+    /// The directory as it is at one moment. Upkeep goes on beside the copy: one during which a name came, went or changed
+    /// its file is made again.
+    pub(crate) fn copied(&self) -> tempfile::TempDir {
+        for _ in 0..1_000 {
+            let dir = tempfile::tempdir().expect("a directory");
+            let before = names(self.path());
+            if before.is_ok() && copy_dir(self.path(), dir.path()).is_ok() && names(self.path()).ok() == before.ok() {
+                return dir;
+            }
+        }
+        panic!("the directory never stood still");
     }
 
     pub(crate) fn segments(&self, queue: &str) -> Vec<PathBuf> {
@@ -64,17 +77,32 @@ pub(crate) fn segments(dir: &Path, queue: &str) -> Vec<PathBuf> {
     found
 }
 
-pub(crate) fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("readable") {
-        let entry = entry.expect("readable");
+pub(crate) fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type().expect("readable").is_dir() {
-            copy_dir(&entry.path(), &target);
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &target)?;
         } else {
-            std::fs::copy(entry.path(), &target).expect("copied");
+            std::fs::copy(entry.path(), &target)?;
         }
     }
+    Ok(())
+}
+
+/// Every name below a directory with the file that it stands for.
+fn names(dir: &Path) -> std::io::Result<Vec<(PathBuf, u64)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        found.push((entry.path(), entry.metadata()?.ino()));
+        if entry.file_type()?.is_dir() {
+            found.extend(names(&entry.path())?);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 pub(crate) fn put_all(queue: &Queue, items: &[&str]) {

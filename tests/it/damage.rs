@@ -163,7 +163,7 @@ fn files_that_are_not_ours_are_left_alone() {
 fn golden_a_journal_of_format_version_1_still_opens() {
     let dir = tempfile::tempdir().expect("a directory");
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
-    crate::common::copy_dir(&golden, dir.path());
+    crate::common::copy_dir(&golden, dir.path()).expect("copied");
     let set = QueueSet::builder().defaults(fast()).open(dir.path()).expect("opens");
     assert_eq!(set.names(), ["Names & más", "jobs"]);
     let jobs = set.queue("jobs").expect("opens");

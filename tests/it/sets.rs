@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kestrel_core::{Durability, Error, GetError, OpenError, PutError, QueueOptions, QueueSet};
 
-use crate::common::{copy_dir, drain, fast, put_all, world};
+use crate::common::{drain, fast, put_all, world};
 
 #[test]
 fn f33_k60_names_of_every_kind_are_refused_or_come_back_and_never_share_a_file() {
@@ -86,8 +86,7 @@ fn f36_read_only_shows_without_changing_anything() {
     let w = world();
     put_all(&w.queue("q"), &["a", "b"]);
     let held = w.queue("q").open().expect("there");
-    let copy = tempfile::tempdir().expect("a directory");
-    copy_dir(w.path(), copy.path());
+    let copy = w.copied();
     let before = snapshot(copy.path());
     let set = QueueSet::open_read_only(copy.path()).expect("opens");
     assert_eq!(set.names(), ["q"]);
@@ -123,8 +122,7 @@ fn f34_links_fifos_and_directories_in_place_of_files_are_typed_errors_and_not_fo
         for place in ["segment", "meta", "set", "lock"] {
             let w = world();
             w.queue("q").put("x").expect("room");
-            let dir = tempfile::tempdir().expect("a directory");
-            copy_dir(w.path(), dir.path());
+            let dir = w.copied();
             let path = match place {
                 "segment" => crate::common::segments(dir.path(), "q").remove(0),
                 "meta" => dir.path().join("queues/q/meta"),
