@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::disk::{Disk, EntryKind, File, Map};
+use crate::format::header::PAGE;
 
 /// A file that waits to become a segment.
 #[derive(Debug)]
@@ -41,11 +42,20 @@ pub(crate) struct Pool {
 #[derive(Debug, Default)]
 struct State {
     next_number: u64,
-    /// Length and name of each spare file.
-    spares: Vec<(u32, PathBuf)>,
+    spares: Vec<Waiting>,
     spare_bytes: u64,
     /// Bytes of all segments of the set that are known, spares included.
     disk_bytes: u64,
+}
+
+/// A spare file that nobody has opened yet.
+#[derive(Debug)]
+struct Waiting {
+    len: u32,
+    path: PathBuf,
+    /// An earlier process left it. Power may have been lost since it was a segment, and its number may be given out again:
+    /// then its new name could reach the device and its new content not, and the old segment would be back.
+    found: bool,
 }
 
 impl Pool {
@@ -72,7 +82,7 @@ impl Pool {
                 match u32::try_from(len) {
                     Ok(len) if len.is_power_of_two() && state.spare_bytes + u64::from(len) <= bytes_max => {
                         state.spare_bytes += u64::from(len);
-                        state.spares.push((len, path));
+                        state.spares.push(Waiting { len, path, found: true });
                         found += 1;
                     }
                     _ => disk.unlink(&path)?,
@@ -94,11 +104,11 @@ impl Pool {
     /// A file of exactly `len` bytes with no valid frame for any salt that is still to be drawn.
     pub(crate) fn take(&self, len: u32) -> Result<Spare, NoSpare> {
         let mut state = self.state.lock();
-        if let Some(index) = state.spares.iter().position(|(l, _)| *l == len) {
-            let (_, path) = state.spares.swap_remove(index);
+        if let Some(index) = state.spares.iter().position(|spare| spare.len == len) {
+            let waiting = state.spares.swap_remove(index);
             state.spare_bytes -= u64::from(len);
             drop(state);
-            match self.open_spare(&path, len) {
+            match self.open_spare(&waiting) {
                 Ok(spare) => return Ok(spare),
                 // Whatever stands there now is not ours to use.
                 Err(_) => {
@@ -108,12 +118,12 @@ impl Pool {
             }
         }
         while state.disk_bytes + u64::from(len) > self.disk_max {
-            let Some((other, path)) = state.spares.pop() else {
+            let Some(other) = state.spares.pop() else {
                 return Err(NoSpare::Cap);
             };
-            state.spare_bytes -= u64::from(other);
-            state.disk_bytes -= u64::from(other);
-            self.disk.unlink(&path).map_err(NoSpare::Io)?;
+            state.spare_bytes -= u64::from(other.len);
+            state.disk_bytes -= u64::from(other.len);
+            self.disk.unlink(&other.path).map_err(NoSpare::Io)?;
         }
         state.disk_bytes += u64::from(len);
         let number = state.next_number;
@@ -125,14 +135,19 @@ impl Pool {
         })
     }
 
-    fn open_spare(&self, path: &std::path::Path, len: u32) -> io::Result<Spare> {
-        let file = Arc::new(self.disk.open(path, true)?);
+    fn open_spare(&self, waiting: &Waiting) -> io::Result<Spare> {
+        let len = waiting.len;
+        let file = Arc::new(self.disk.open(&waiting.path, true)?);
         if file.len()? != u64::from(len) {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        if waiting.found {
+            file.write_at(0, &[0; PAGE])?;
+            file.sync_data()?;
+        }
         // A spare that was allocated once stays so; on a file system that is not trusted with that, nothing is mapped.
         let map = self.disk.open_map(&file, len as usize, self.mapped)?;
-        Ok(Spare { path: Some(path.to_owned()), file: Some(file), map, len })
+        Ok(Spare { path: Some(waiting.path.clone()), file: Some(file), map, len })
     }
 
     fn create(&self, number: u64, len: u32) -> io::Result<Spare> {
@@ -169,7 +184,7 @@ impl Pool {
         let mut state = self.state.lock();
         match renamed {
             Ok(()) => {
-                state.spares.push((len, to));
+                state.spares.push(Waiting { len, path: to, found: false });
                 Ok(())
             }
             Err(error) => {
@@ -185,7 +200,7 @@ impl Pool {
         if let Some(path) = spare.path {
             let mut state = self.state.lock();
             state.spare_bytes += u64::from(spare.len);
-            state.spares.push((spare.len, path));
+            state.spares.push(Waiting { len: spare.len, path, found: false });
         }
     }
 

@@ -187,10 +187,12 @@ impl<'a> Recovery<'a> {
                 && last.seal.map(|seal| seal.extent) != last.extent
             {
                 let proven = last.proven_to >= last.extent.unwrap_or_default().end;
-                Self::reseal(last, proven && !self.wishes.cache_promised)?;
-                // Where the page cache is all that was promised, the next sync takes the seal along.
+                // A durable seal proves what is older, too: not while anything is left for the next sync to prove. That
+                // takes this seal along.
+                let durable = proven && unsynced.is_empty() && !self.wishes.cache_promised;
+                Self::reseal(last, durable)?;
                 let number = last.header.number;
-                if self.wishes.cache_promised && !unsynced.contains(&number) {
+                if !durable && !unsynced.contains(&number) {
                     unsynced.push(number);
                 }
             }
@@ -870,7 +872,7 @@ impl<'a> Recovery<'a> {
             .filter(|(_, f)| f.proven_to < f.extent.unwrap_or_default().end)
             .map(|(number, _)| *number)
             .collect();
-        let (Some(&first), Some(&last)) = (unproven.first(), unproven.last()) else {
+        let Some(&first) = unproven.first() else {
             return Ok(());
         };
         unsynced.extend(&unproven);
@@ -885,8 +887,9 @@ impl<'a> Recovery<'a> {
             return Ok(());
         }
         // One new segment takes all frames above the mark, if they fit and their ids have no gap; else the first sync,
-        // which comes before anything is served, stores their pages again.
-        let region: Vec<&Found> = found.range(first..=last).map(|(_, f)| f).collect();
+        // which comes before anything is served, stores their pages again. What is newer than the last unproven one is
+        // empty, and is superseded too.
+        let region: Vec<&Found> = found.range(first..).map(|(_, f)| f).collect();
         let bytes: u64 = region
             .iter()
             .map(|f| {
@@ -898,12 +901,12 @@ impl<'a> Recovery<'a> {
             pair[0].header.first_id + u64::from(pair[0].extent.unwrap_or_default().count) == pair[1].header.first_id
         });
         let len = (bytes + 4 * PAGE as u64 + 2 * BLOCK as u64).next_power_of_two().max(u64::from(LEN_MIN));
-        let lost = self.report.lost.iter().any(|lost| (first..=last).contains(&lost.segment));
+        let lost = self.report.lost.iter().any(|lost| lost.segment >= first);
         if !gapless || lost || len > u64::from(self.wishes.segment_bytes.max(LEN_MIN)) {
             return Ok(());
         }
         let number = *next_number;
-        let (copy, kept) = match self.copy(dir, found, first, last, number, len as u32) {
+        let (copy, kept) = match self.copy(dir, found, first, number, len as u32) {
             Ok(copied) => copied,
             // On a full medium the first sync stores the pages again where they are: that needs no space.
             Err(OpenError::NoSpace { .. }) => return Ok(()),
@@ -911,10 +914,8 @@ impl<'a> Recovery<'a> {
         };
         *next_number = number + 1;
         unsynced.clear();
-        for number in unproven.iter().copied().filter(|n| *n != first) {
-            if let Some(old) = found.remove(&number) {
-                gone.push((number, old.path, old.header.segment_bytes));
-            }
+        for (number, old) in found.split_off(&(first + 1)) {
+            gone.push((number, old.path, old.header.segment_bytes));
         }
         if let Some(old) = found.get_mut(&first) {
             old.extent = Some(kept);
@@ -959,13 +960,12 @@ impl<'a> Recovery<'a> {
         Ok(())
     }
 
-    /// Writes the unproven frames of `first..=last` to a new segment, syncs and publishes it.
+    /// Writes the unproven frames of `first` and of all behind it to a new segment, syncs and publishes it.
     fn copy(
         &mut self,
         dir: &Path,
         found: &BTreeMap<u64, Found>,
         first: u64,
-        last: u64,
         number: u64,
         len: u32,
     ) -> Result<(Found, Extent), OpenError> {
@@ -1016,7 +1016,7 @@ impl<'a> Recovery<'a> {
             let mut first_waiting = None;
             let mut waiting_bytes = 0;
             let mut last_ms = 0;
-            for (number, old) in found.range(first..=last) {
+            for (number, old) in found.range(first..) {
                 let extent = old.extent.unwrap_or_default();
                 let lanes = Lanes::read(old, extent.count)?;
                 let mut from = if *number == first { kept } else { Extent { end: FRAMES_AT, ..Extent::default() } };
