@@ -31,6 +31,34 @@ pub(crate) enum Bug {
     BatchWithoutEnd,
     /// An unproven tail is served from where it stands, without being made durable.
     ServeUnproven,
+    /// A failed sync is told to those who wait, and forgotten.
+    ForgetFailure,
+    /// Marks of a killed process are taken for synced by the next one's sync.
+    MarksOfOthers,
+    /// Recovery removes files on the word of a header slot, or a name, that is in the page cache only.
+    RemoveBeforeProof,
+    /// A header's other slot is overwritten while the newest one is in the page cache only.
+    OverwriteUnprovenSlot,
+    /// A spare that an earlier process left keeps its old header until the new one reaches the device.
+    KeepFoundSpare,
+    /// An open leaves no mark, so a crash forgets the start.
+    StartNotMarked,
+    /// A queue whose creation was interrupted is used without making its names durable.
+    UnsyncedNames,
+    /// A clear is not stored.
+    ClearInMemory,
+    /// A sync covers the last segment and not the sealed ones before it.
+    SyncTailOnly,
+    /// After a power cut ids go on where the files end.
+    IdsAfterLoss,
+    /// A frame says that everything before it is durable, whether it is or not.
+    EagerMark,
+    /// A recovery's copy is published without a sync.
+    CopyWithoutSync,
+    /// A recovery's copy leaves the marks behind.
+    CopyWithoutMarks,
+    /// A rolled segment's successor does not say where it ends.
+    RollWithoutExtent,
 }
 
 #[cfg(test)]

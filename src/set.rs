@@ -624,6 +624,7 @@ impl Inner {
         if let Some(MetaFile { slots: Some(slots), .. }) = &meta
             && slots.is_first()
             && !self.shared.read_only
+            && !planted::is(Bug::UnsyncedNames)
         {
             // Whoever made it may have died, or failed, before its names were durable.
             self.sync_names(&dir).map_err(|error| open_error(&dir, error))?;

@@ -186,7 +186,7 @@ impl SlotFile {
     /// Makes the newest slot durable by writing it again where it stands: until then the other slot must stay as it is, or
     /// a power cut could leave neither.
     pub(crate) fn prove(&mut self, newest: impl FnOnce(u64) -> [u8; meta::SLOT]) -> io::Result<()> {
-        if !self.proven {
+        if !self.proven && !planted::is(Bug::OverwriteUnprovenSlot) {
             self.write(1 - self.next_slot, &newest(self.sequence))?;
             self.proven = true;
         }
@@ -195,7 +195,10 @@ impl SlotFile {
 
     /// Writes the next content, durably.
     pub(crate) fn store(&mut self, slot: impl FnOnce(u64) -> [u8; meta::SLOT]) -> io::Result<()> {
-        debug_assert!(self.proven, "the newest slot is proven before the other is overwritten");
+        debug_assert!(
+            self.proven || planted::is(Bug::OverwriteUnprovenSlot),
+            "the newest slot is proven before the other is overwritten"
+        );
         self.write(self.next_slot, &slot(self.sequence + 1))?;
         self.sequence += 1;
         self.next_slot = 1 - self.next_slot;
@@ -423,7 +426,10 @@ impl Journal {
             payload_crc: frame::payload_crc(segment.salt, item.payload),
             ordinal: write.ordinal,
             time_delta,
-            synced_to: segment.synced_to.load(Ordering::Acquire).min(write.end),
+            synced_to: match planted::is(Bug::EagerMark) {
+                true => write.end,
+                false => segment.synced_to.load(Ordering::Acquire).min(write.end),
+            },
             id: None,
             expiry_ms: (item.expiry_ms != NEVER_MS).then_some(item.expiry_ms),
             user_flags: item.user_flags,
@@ -499,7 +505,11 @@ impl Journal {
             Some(segment) => Some(Previous {
                 number: segment.number,
                 salt: segment.salt,
-                extent,
+                extent: if planted::is(Bug::RollWithoutExtent) {
+                    Extent { end: FRAMES_AT, ..Extent::default() }
+                } else {
+                    extent
+                },
                 synced_to: segment.synced_to.load(Ordering::Acquire),
             }),
             None => tail.previous,
@@ -778,7 +788,7 @@ impl Journal {
             return Ok(appended);
         };
         let mut covered = Vec::with_capacity(unsynced.len() + 1);
-        for number in &unsynced {
+        for number in unsynced.iter().filter(|_| !planted::is(Bug::SyncTailOnly)) {
             if let Some(sealed) = self.segment(*number)? {
                 if self.unproven_from(*number).is_some() {
                     sealed.dirty_again()?;
@@ -842,7 +852,7 @@ impl Journal {
             };
             if dirty && !entry.cleared {
                 let segment = self.open_entry(entry)?;
-                if entry.marks_unproven {
+                if entry.marks_unproven && !planted::is(Bug::MarksOfOthers) {
                     segment.dirty_marks_again()?;
                     entry.marks_unproven = false;
                 }
@@ -964,7 +974,7 @@ impl Journal {
     pub(crate) fn clear(&self, tail: &mut Tail) -> io::Result<()> {
         let clear_id = tail.next_id - 1;
         self.meta.lock().update(|meta| {
-            meta.clear_id = clear_id;
+            meta.clear_id = if planted::is(Bug::ClearInMemory) { meta.clear_id } else { clear_id };
             meta.next_id = meta.next_id.max(clear_id + 1);
         })?;
         self.discard_empty(tail);
@@ -1069,5 +1079,8 @@ fn frame_bytes(item: &NewItem<'_>) -> u64 {
 
 /// Above every id that can have been given out when `next_id` is all that is known to be durable, with room to spare.
 pub(crate) fn ids_after_loss(next_id: u64) -> u64 {
+    if planted::is(Bug::IdsAfterLoss) {
+        return next_id;
+    }
     (next_id | u64::from(u32::MAX)).saturating_add(1)
 }

@@ -363,7 +363,7 @@ impl<'a> Recovery<'a> {
     /// copy. A file that one of them declares gone may be removed only once they are durable, or a power cut could keep the
     /// removal and lose the reason.
     fn before_removal(&mut self, dir: &Path, meta: &mut MetaFile) -> Result<(), OpenError> {
-        if !self.may_remove {
+        if !self.may_remove && !planted::is(Bug::RemoveBeforeProof) {
             self.context.disk.sync_dir(dir).map_err(|e| Self::io(dir, e))?;
             meta.prove().map_err(|e| Self::io(dir, e))?;
             self.may_remove = true;
@@ -1047,6 +1047,7 @@ impl<'a> Recovery<'a> {
                     segment.write_frame(to.end, &head[..head_len], &payload)?;
                     let id = old.header.first_id + u64::from(from.count);
                     let is_done = id <= self.clear_id || lanes.get(from.count) == Some(Lane::Done);
+                    let is_done = is_done && !planted::is(Bug::CopyWithoutMarks);
                     match lanes.get(from.count) {
                         _ if is_done => {
                             segment.mark_done(to.count)?;
@@ -1067,9 +1068,13 @@ impl<'a> Recovery<'a> {
                 }
             }
             segment.write_seal(to, last_ms, false)?;
-            file.sync_data()?;
+            if !planted::is(Bug::CopyWithoutSync) {
+                file.sync_data()?;
+            }
             segment.write_seal(to, last_ms, true)?;
-            file.sync_data()?;
+            if !planted::is(Bug::CopyWithoutSync) {
+                file.sync_data()?;
+            }
             let named = dir.join(file_name(number, true));
             disk.rename(&path, &named)?;
             disk.sync_dir(dir)?;
