@@ -4,6 +4,8 @@
 //! takes; `-- report` writes the table of the reliability page from the figures that the layers left.
 
 mod figures;
+mod full;
+mod mounts;
 mod work;
 
 use std::path::Path;
@@ -23,7 +25,15 @@ struct Layer {
     run: fn(&[String]) -> Outcome,
 }
 
-const LAYERS: &[Layer] = &[];
+const LAYERS: &[Layer] = &[
+    Layer {
+        name: "full",
+        what: "full disks at every allocation, inodes, quota, read-only, overlay, tmpfs, snapshots",
+        needs: "root; mkfs of ext4, xfs, btrfs, vfat",
+        minutes: "3",
+        run: full::layer,
+    },
+];
 
 fn number(words: &[String], place: usize, default: u64) -> u64 {
     words.get(place).and_then(|word| word.parse().ok()).unwrap_or(default)
@@ -33,6 +43,10 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.first().map(String::as_str) {
         Some("worker") => worker(&words[1..]),
+        Some("fill") => match words.get(1..4) {
+            Some([dir, ledger, mode]) => told(full::fill(Path::new(dir), Path::new(ledger), mode)),
+            _ => ExitCode::from(2),
+        },
         None | Some("list") => {
             println!("{:<10} {:<8} {:<32} what it does", "layer", "minutes", "needs");
             for layer in LAYERS {
@@ -86,7 +100,11 @@ fn worker(words: &[String]) -> ExitCode {
         },
     };
     let (seed, threads) = (seed.parse().unwrap_or(1), threads.parse().unwrap_or(1));
-    match work::worker(Path::new(dir), ledger, seed, threads, mode, number(rest, 0, 0), number(rest, 1, u64::MAX)) {
+    told(work::worker(Path::new(dir), ledger, seed, threads, mode, number(rest, 0, 0), number(rest, 1, u64::MAX)))
+}
+
+fn told(result: Result<(), String>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
