@@ -512,7 +512,9 @@ pub(super) fn explore(workload: &Workload, seed: u64, effort: Effort, tally: &mu
     let calls = whole.take_calls();
     Rules::check(&calls).map_err(tell)?;
     let mut explorer = Explorer { workload, seed, effort, tally, judged: HashSet::new() };
-    for step in (seed % effort.stride..=whole.steps()).step_by(effort.stride as usize) {
+    // A large workload repeats itself: hundreds of marks in a row.
+    let stride = effort.stride.max(whole.steps() / 300);
+    for step in (seed % stride..=whole.steps()).step_by(stride as usize) {
         for when in whens(calls.iter().find(|call| call.step == step)) {
             explorer.crash(step, when)?;
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kestrel_core::{PutError, QueueSet};
 
 use crate::figures::Outcome;
-use crate::mounts::{Kind, Scratch, run, text};
+use crate::mounts::{Kind, OtherBoot, Scratch, run, text};
 use crate::work::{Cut, Ledger, judge, options, parse, payload};
 
 const EXT4: Kind = Kind { name: "ext4", mkfs: &["mkfs.ext4", "-q", "-m", "0"], options: "", mib: 16 };
@@ -275,6 +275,7 @@ fn aborted(mode: &str) -> Result<(), String> {
         }
     }
     let mount = mount.again("ext4", "")?;
+    let _boot = OtherBoot::begin(&scratch.0)?;
     judge(&mount.dir, &book, mode, Cut::Power).map(|_| ())
 }
 

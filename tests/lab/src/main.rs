@@ -3,8 +3,11 @@
 //! `cargo run --release --manifest-path tests/lab/Cargo.toml -- list` tells what there is, what each needs and how long it
 //! takes; `-- report` writes the table of the reliability page from the figures that the layers left.
 
+mod errors;
 mod figures;
 mod full;
+mod images;
+mod memfs;
 mod mounts;
 mod work;
 
@@ -26,6 +29,20 @@ struct Layer {
 }
 
 const LAYERS: &[Layer] = &[
+    Layer {
+        name: "errors",
+        what: "each call of a file system fails with each errno, short, or late; then a kill or a power cut",
+        needs: "root, /dev/fuse",
+        minutes: "5",
+        run: errors::layer,
+    },
+    Layer {
+        name: "images",
+        what: "ext4, xfs and btrfs on a recorded device: each flush, and choices of writes behind it, torn at sectors",
+        needs: "root, /dev/fuse; mkfs of ext4, xfs, btrfs",
+        minutes: "4",
+        run: images::layer,
+    },
     Layer {
         name: "full",
         what: "full disks at every allocation, inodes, quota, read-only, overlay, tmpfs, snapshots",
@@ -65,6 +82,7 @@ fn main() -> ExitCode {
 }
 
 fn run(layer: &Layer, words: &[String]) -> ExitCode {
+    mounts::own_namespace();
     let start = Instant::now();
     let outcome = (layer.run)(words);
     if let Err(error) = figures::add(layer.name, start.elapsed().as_secs_f64(), &outcome) {

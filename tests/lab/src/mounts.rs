@@ -18,6 +18,40 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Mounts of this process from here on are its own, and end with it. Called before there are threads.
+pub fn own_namespace() {
+    if is_root() {
+        // SAFETY: no memory is handed over but a constant string; a failure leaves everything as it was.
+        unsafe {
+            if libc::unshare(libc::CLONE_NEWNS) == 0 {
+                libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null());
+            }
+        }
+    }
+}
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// While it lives, the machine seems to have been started anew: what is judged as after a power cut must not be taken for
+/// what a process of this boot left in the page cache.
+#[derive(Debug)]
+pub struct OtherBoot;
+
+impl OtherBoot {
+    pub fn begin(scratch: &Path) -> Result<OtherBoot, String> {
+        let file = scratch.join("boot_id");
+        std::fs::write(&file, "6b657374-7265-6c2d-6c61-620000000000\n").map_err(|e| e.to_string())?;
+        run(&["mount", "--bind", &text(&file), BOOT_ID])?;
+        Ok(OtherBoot)
+    }
+}
+
+impl Drop for OtherBoot {
+    fn drop(&mut self) {
+        let _ = run(&["umount", BOOT_ID]);
+    }
+}
+
 fn has(program: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| {
         let more = ["/sbin", "/usr/sbin"].into_iter().map(PathBuf::from);

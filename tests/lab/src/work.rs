@@ -145,6 +145,14 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// What was asked, but not what was answered: for a moment of which only the answers before it hold.
+    pub fn read_questions(&mut self, text: &str) {
+        let mut later = Ledger::default();
+        later.read(text);
+        self.asked.extend(later.asked);
+        self.close_asked.extend(later.close_asked);
+    }
+
     pub fn read(&mut self, text: &str) {
         for line in text.split_inclusive('\n') {
             // A line without its end was being written when the process died.
