@@ -1,4 +1,4 @@
-//! The long pages: [`architecture`], [`format`](mod@format), [`durability`].
+//! The long pages: [`architecture`], [`format`](mod@format), [`durability`], [`reliability`].
 
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
@@ -8,3 +8,6 @@ pub mod format {}
 
 #[doc = include_str!("durability.md")]
 pub mod durability {}
+
+#[doc = include_str!("reliability.md")]
+pub mod reliability {}

@@ -175,7 +175,9 @@ fn full(kind: &Kind, steps: u64, tally: &mut Tally) -> Result<(), String> {
             let result = filled(&dir, &ledger, mode, None);
             let result = result.and_then(|met| {
                 tally.met += u64::from(met);
-                std::fs::remove_file(mount.dir.join("filler")).or(Ok::<_, std::io::Error>(())).map_err(|e| e.to_string())?;
+                std::fs::remove_file(mount.dir.join("filler"))
+                    .or(Ok::<_, std::io::Error>(()))
+                    .map_err(|e| e.to_string())?;
                 judged(&dir, &ledger, mode)
             });
             tally.note(&format!("{}, {mode}, {} KiB free", kind.name, step * STEP_KIB), result);
@@ -211,7 +213,11 @@ fn inodes() -> Result<(), String> {
     let mut made = Vec::new();
     let refused = loop {
         let name = format!("q{}", made.len());
-        match set.queue(&name).map_err(|e| e.to_string()).and_then(|q| q.put(b"x").map(|_| q).map_err(|e| e.to_string())) {
+        match set
+            .queue(&name)
+            .map_err(|e| e.to_string())
+            .and_then(|q| q.put(b"x").map(|_| q).map_err(|e| e.to_string()))
+        {
             Ok(queue) => made.push(queue),
             Err(error) => break error,
         }
@@ -311,7 +317,8 @@ fn quota(tally: &mut Tally) -> Result<(), String> {
             return Ok(());
         }
     };
-    let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).map_err(|e| e.to_string());
+    let open =
+        |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).map_err(|e| e.to_string());
     open(&scratch.0)?;
     let dir = mount.dir.join("d");
     std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;

@@ -9,6 +9,10 @@ mod full;
 mod images;
 mod memfs;
 mod mounts;
+mod own;
+mod report;
+mod soak;
+mod vm;
 mod work;
 
 use std::path::Path;
@@ -30,6 +34,48 @@ struct Layer {
 
 const LAYERS: &[Layer] = &[
     Layer {
+        name: "states",
+        what: "a simulated disk crashed at every call, with every choice of what it kept; every call fails once; recoveries crashed",
+        needs: "nothing",
+        minutes: "6",
+        run: own::states,
+    },
+    Layer {
+        name: "planted",
+        what: "bugs planted in the engine on purpose, each of which `states` must catch",
+        needs: "nothing",
+        minutes: "1",
+        run: own::planted,
+    },
+    Layer {
+        name: "model",
+        what: "random operations, crashes and reopens against a reference queue",
+        needs: "nothing",
+        minutes: "1",
+        run: own::model,
+    },
+    Layer {
+        name: "kills",
+        what: "a child of 1 to 8 threads killed by signal 9 at a random moment",
+        needs: "nothing",
+        minutes: "1",
+        run: own::kills,
+    },
+    Layer {
+        name: "flips",
+        what: "each byte of a journal flipped, sectors zeroed and swapped, files cut anywhere",
+        needs: "nothing",
+        minutes: "1",
+        run: own::flips,
+    },
+    Layer {
+        name: "golden",
+        what: "journals of every released format still open",
+        needs: "nothing",
+        minutes: "1",
+        run: own::golden,
+    },
+    Layer {
         name: "errors",
         what: "each call of a file system fails with each errno, short, or late; then a kill or a power cut",
         needs: "root, /dev/fuse",
@@ -50,6 +96,20 @@ const LAYERS: &[Layer] = &[
         minutes: "3",
         run: full::layer,
     },
+    Layer {
+        name: "vm",
+        what: "power cuts of a guest machine, its answers told over the serial line",
+        needs: "root; qemu-system-x86, busybox, cpio, a kernel in /boot",
+        minutes: "3",
+        run: vm::layer,
+    },
+    Layer {
+        name: "soak",
+        what: "mixed work on 40 queues; memory, files, maps and disk must stay as they are",
+        needs: "nothing",
+        minutes: "2",
+        run: soak::layer,
+    },
 ];
 
 fn number(words: &[String], place: usize, default: u64) -> u64 {
@@ -60,6 +120,14 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.first().map(String::as_str) {
         Some("worker") => worker(&words[1..]),
+        Some("churn") => match words.get(1..3) {
+            Some([dir, seed]) => told(soak::churn(Path::new(dir), seed.parse().unwrap_or(1))),
+            _ => ExitCode::from(2),
+        },
+        Some("report") => {
+            let layers: Vec<_> = LAYERS.iter().map(|l| (l.name, l.what, l.needs, l.minutes)).collect();
+            told(report::write(&layers, words.get(1).is_some_and(|word| word == "--check")))
+        }
         Some("fill") => match words.get(1..4) {
             Some([dir, ledger, mode]) => told(full::fill(Path::new(dir), Path::new(ledger), mode)),
             _ => ExitCode::from(2),
@@ -101,6 +169,23 @@ fn run(layer: &Layer, words: &[String]) -> ExitCode {
     if outcome.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Standard output, of which everything is on the line before anything else happens: what is asked must be known to whoever
+/// reads the line when the power goes.
+struct Serial;
+
+impl std::io::Write for Serial {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        std::io::stdout().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stdout().flush()?;
+        // SAFETY: takes a number; on something that is no terminal it is an error, and there is nothing to wait for.
+        unsafe { libc::tcdrain(1) };
+        Ok(())
+    }
+}
+
 /// `worker DIR LEDGER SEED THREADS DURABILITY [LIFE [PUTS]]`
 fn worker(words: &[String]) -> ExitCode {
     let [dir, ledger, seed, threads, mode, rest @ ..] = words else {
@@ -108,7 +193,7 @@ fn worker(words: &[String]) -> ExitCode {
         return ExitCode::from(2);
     };
     let ledger: Box<dyn std::io::Write + Send> = match ledger.as_str() {
-        "-" => Box::new(std::io::stdout()),
+        "-" => Box::new(Serial),
         path => match std::fs::OpenOptions::new().create(true).append(true).open(path) {
             Ok(file) => Box::new(file),
             Err(error) => {

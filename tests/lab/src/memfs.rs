@@ -19,8 +19,24 @@ const TTL: Duration = Duration::ZERO;
 
 /// The calls that can be made to fail.
 pub const CALLS: &[&str] = &[
-    "lookup", "getattr", "setattr", "open", "create", "read", "write", "fsync", "fsyncdir", "rename", "unlink", "rmdir",
-    "mkdir", "opendir", "readdir", "fallocate", "statfs", "flush",
+    "lookup",
+    "getattr",
+    "setattr",
+    "open",
+    "create",
+    "read",
+    "write",
+    "fsync",
+    "fsyncdir",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "opendir",
+    "readdir",
+    "fallocate",
+    "statfs",
+    "flush",
 ];
 
 /// What happens at one call.

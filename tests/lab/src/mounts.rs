@@ -24,7 +24,13 @@ pub fn own_namespace() {
         // SAFETY: no memory is handed over but a constant string; a failure leaves everything as it was.
         unsafe {
             if libc::unshare(libc::CLONE_NEWNS) == 0 {
-                libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null());
+                libc::mount(
+                    std::ptr::null(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_REC | libc::MS_PRIVATE,
+                    std::ptr::null(),
+                );
             }
         }
     }

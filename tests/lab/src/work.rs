@@ -191,8 +191,8 @@ pub enum Cut {
 #[derive(Debug, Default)]
 pub struct Found {
     pub items: u64,
-    pub acknowledged: u64,
-    pub redelivered_closed: u64,
+    /// Of these, closed ones whose mark no sync had covered.
+    pub closed_before: u64,
 }
 
 /// Recovers twice, drains, and holds what is there against the ledger. Closes everything it takes.
@@ -254,9 +254,5 @@ pub fn judge(dir: &Path, ledger: &Ledger, mode: &str, cut: Cut) -> Result<Found,
         Ok(Some(item)) if item.data() == b"alive" && item.id().get() > last_id => {}
         other => return Err(format!("I9: the new item does not come: {other:?}")),
     }
-    Ok(Found {
-        items: there.len() as u64,
-        acknowledged: ledger.put.len() as u64,
-        redelivered_closed: ledger.closed.intersection(&there).count() as u64,
-    })
+    Ok(Found { items: there.len() as u64, closed_before: ledger.closed.intersection(&there).count() as u64 })
 }

@@ -1,0 +1,111 @@
+//! The layers that are the crate's own tests: run by cargo, counted from what they print.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::figures::Outcome;
+
+/// What a line of a test's output counts: the number after `before` and before `after`.
+struct Count {
+    name: &'static str,
+    starts: &'static str,
+    before: &'static str,
+    after: &'static str,
+}
+
+const STATES: &[Count] = &[
+    Count { name: "states", starts: "crash: ", before: "crash: ", after: " states, " },
+    Count { name: "recoveries", starts: "crash: ", before: "distinct, ", after: " recoveries" },
+];
+const KILLS: &[Count] = &[
+    Count { name: "kills", starts: "kill: ", before: "kill: ", after: " rounds" },
+    Count { name: "answered_puts", starts: "kill: ", before: "rounds, ", after: " acknowledged" },
+];
+const FLIPS: &[Count] = &[Count { name: "flips", starts: "flips: ", before: "flips: ", after: " of " }];
+const PLANTED: &[Count] = &[];
+
+fn cargo(words: &[&str], variables: &[(&str, String)], counts: &[Count]) -> Outcome {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut command = Command::new("cargo");
+    command.current_dir(crate_dir).args(words).env("CARGO_TERM_COLOR", "never");
+    for (name, value) in variables {
+        command.env(name, value);
+    }
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => return Outcome::skipped(format!("cargo: {error}")),
+    };
+    let mut outcome = Outcome::default();
+    let mut sums: Vec<(&'static str, u64)> = counts.iter().map(|count| (count.name, 0)).collect();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        for (count, sum) in counts.iter().zip(&mut sums) {
+            if line.starts_with(count.starts)
+                && let Some((_, rest)) = line.split_once(count.before)
+                && let Some((number, _)) = rest.split_once(count.after)
+                && let Ok(number) = number.trim().parse::<u64>()
+            {
+                sum.1 += number;
+            }
+        }
+        if let Some(result) = line.strip_prefix("test result: ") {
+            let number = |word: &str| {
+                let before = result.split(word).next().unwrap_or_default();
+                before.split_whitespace().next_back().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+            };
+            outcome.passed += number(" passed");
+            outcome.failed += number(" failed");
+        }
+        if line.contains("violation") || line.contains("FAILED") {
+            println!("{line}");
+        }
+    }
+    if !output.status.success() && outcome.failed == 0 {
+        let said = String::from_utf8_lossy(&output.stderr);
+        println!("{}", said.get(said.len().saturating_sub(1500)..).unwrap_or(&said));
+        outcome.failed += 1;
+    }
+    outcome.counts = sums;
+    outcome
+}
+
+const LIB: [&str; 5] = ["test", "--locked", "--release", "--lib", "--all-features"];
+
+fn lib(filter: &str, variables: &[(&str, String)], counts: &[Count]) -> Outcome {
+    cargo(&[&LIB[..], &[filter, "--", "--nocapture"]].concat(), variables, counts)
+}
+
+/// `states [STATES [SEED]]`
+pub fn states(words: &[String]) -> Outcome {
+    let wanted = crate::number(words, 0, 200_000).max(100_000).to_string();
+    let seed = crate::number(words, 1, 1).to_string();
+    lib("crash::everywhere", &[("KESTREL_CRASH_STATES", wanted), ("KESTREL_SEED", seed)], STATES)
+}
+
+pub fn planted(_: &[String]) -> Outcome {
+    let mut outcome = lib("planted_", &[], PLANTED);
+    outcome.counts.push(("bugs_caught", outcome.passed));
+    outcome
+}
+
+/// `model [CASES]`
+pub fn model(words: &[String]) -> Outcome {
+    let cases = crate::number(words, 0, 2000);
+    let mut outcome = lib("crash::model", &[("PROPTEST_CASES", cases.to_string())], &[]);
+    outcome.counts.push(("sequences", cases));
+    outcome
+}
+
+/// `kills [ROUNDS]`
+pub fn kills(words: &[String]) -> Outcome {
+    let rounds = crate::number(words, 0, 2000).to_string();
+    let words = ["test", "--locked", "--release", "--test", "kill", "--", "--nocapture"];
+    cargo(&words, &[("KESTREL_KILLS", rounds)], KILLS)
+}
+
+pub fn flips(_: &[String]) -> Outcome {
+    lib("crash::flips", &[], FLIPS)
+}
+
+pub fn golden(_: &[String]) -> Outcome {
+    cargo(&["test", "--locked", "--release", "--test", "it", "golden"], &[], &[])
+}
