@@ -21,6 +21,7 @@ mod queue;
 mod reader;
 mod set;
 mod stats;
+mod sync;
 #[cfg(any(test, feature = "testing"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;

@@ -57,6 +57,12 @@ pub(crate) enum Bug {
     CopyWithoutSync,
     /// A recovery's copy leaves the marks behind.
     CopyWithoutMarks,
+    /// A frame's end is published without the frame (for the models).
+    PublishRelaxed,
+    /// A seal looks for open items before it is told (for the models).
+    SealAfterLook,
+    /// A waiter goes to sleep without a last look (for the models).
+    SleepWithoutLook,
     /// A rolled segment's successor does not say where it ends.
     RollWithoutExtent,
 }

@@ -12,12 +12,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use event_listener::{Event, EventListener};
-use parking_lot::{Condvar, Mutex};
 
 use crate::planted::{self, Bug};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Event, EventListener, Mutex, Ordering};
 
 #[derive(Debug)]
 pub(crate) struct Commit {

@@ -11,6 +11,7 @@
 pub(crate) mod commit;
 pub(crate) mod lane;
 pub(crate) mod pool;
+pub(crate) mod progress;
 pub(crate) mod recovery;
 pub(crate) mod segment;
 pub(crate) mod verdict;

@@ -11,6 +11,7 @@ use crate::disk::{File, Map};
 use crate::format::frame::{self, Frame, Salt};
 use crate::format::header::{self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader};
 use crate::journal::lane::{self, Lane};
+use crate::journal::progress::Progress;
 use crate::planted::{self, Bug};
 
 pub(crate) const LEN_MIN: u32 = 64 << 10;
@@ -28,13 +29,7 @@ pub(crate) struct Segment {
     /// `None`: memory only.
     file: Option<Arc<File>>,
     map: Map,
-    /// Offset behind the last whole frame; Release by the putter, Acquire by readers.
-    end: AtomicU32,
-    /// Items in it; written under the tail lock, final once sealed.
-    count: AtomicU32,
-    sealed: AtomicBool,
-    /// Items done. AcqRel, so that who sees `done == count` sees all marks.
-    done: AtomicU32,
+    progress: Progress,
     /// Up to where the device is known to have it.
     pub(crate) synced_to: AtomicU32,
     /// Marks were stored since the last sync.
@@ -70,10 +65,7 @@ impl Segment {
             base_ms: header.base_ms,
             file,
             map,
-            end: AtomicU32::new(end),
-            count: AtomicU32::new(count),
-            sealed: AtomicBool::new(false),
-            done: AtomicU32::new(done),
+            progress: Progress::new(end, count, done),
             synced_to: AtomicU32::new(0),
             marks_unsynced: AtomicBool::new(false),
             checked_ms: AtomicU64::new(0),
@@ -81,15 +73,15 @@ impl Segment {
     }
 
     pub(crate) fn end(&self) -> u32 {
-        self.end.load(Ordering::Acquire)
+        self.progress.end()
     }
 
     pub(crate) fn count(&self) -> u32 {
-        self.count.load(Ordering::Acquire)
+        self.progress.count()
     }
 
     pub(crate) fn done(&self) -> u32 {
-        self.done.load(Ordering::Acquire)
+        self.progress.done()
     }
 
     /// Payload first, header last, so that a half-written frame never has a valid header before its payload is there.
@@ -115,23 +107,21 @@ impl Segment {
     /// Makes frames up to `end` visible: the last step of an append.
     #[inline]
     pub(crate) fn publish(&self, end: u32, count: u32) {
-        self.count.store(count, Ordering::Relaxed);
-        self.end.store(end, Ordering::Release);
+        self.progress.publish(end, count);
     }
 
     /// No frame will follow. Returns whether all items are done already.
     pub(crate) fn seal(&self) -> bool {
-        self.sealed.store(true, Ordering::SeqCst);
-        self.is_spent()
+        self.progress.seal()
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
-        self.sealed.load(Ordering::SeqCst)
+        self.progress.is_sealed()
     }
 
     /// Sealed, and every item done.
     pub(crate) fn is_spent(&self) -> bool {
-        self.sealed.load(Ordering::SeqCst) && self.done.load(Ordering::SeqCst) >= self.count()
+        self.progress.is_spent()
     }
 
     pub(crate) fn write_seal(&self, extent: Extent, last_ms: u64, durable: bool) -> io::Result<()> {
@@ -171,9 +161,7 @@ impl Segment {
     #[inline]
     pub(crate) fn mark_done(&self, ordinal: u32) -> io::Result<bool> {
         self.store_lane(ordinal, Lane::Done)?;
-        let done = self.done.fetch_add(1, Ordering::SeqCst) + 1;
-        // Pairs with `seal`: whichever comes second sees the other.
-        Ok(self.sealed.load(Ordering::SeqCst) && done >= self.count())
+        Ok(self.progress.done_one())
     }
 
     /// Reads the frame at `offset`, which must end before `limit`. `Ok(None)`: the bytes there are no frame.

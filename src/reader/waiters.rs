@@ -17,13 +17,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
-use std::thread::{self, Thread};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use crate::planted::{self, Bug};
+use crate::sync::{AtomicBool, Mutex, Ordering, Thread, current, park, park_timeout, spin_until};
 
 /// One who waits. Shared by the line and by the thread or future itself.
 #[derive(Debug, Default)]
@@ -182,36 +180,22 @@ pub(crate) fn sleep_any(tickets: &[&Ticket], deadline: Option<Instant>) -> bool 
         return true;
     }
     for ticket in tickets {
-        *ticket.waiter.wake.lock() = Some(Wake::Thread(thread::current()));
+        *ticket.waiter.wake.lock() = Some(Wake::Thread(current()));
     }
+    let mut look = !planted::is(Bug::SleepWithoutLook);
     loop {
-        if called() {
+        if look && called() {
             return true;
         }
+        look = true;
         match deadline {
-            None => thread::park(),
+            None => park(),
             Some(deadline) => match deadline.checked_duration_since(crate::disk::instant_now()) {
-                Some(left) if !left.is_zero() => thread::park_timeout(left),
+                Some(left) if !left.is_zero() => park_timeout(left),
                 _ => return false,
             },
         }
     }
-}
-
-/// Looks for a few microseconds before the caller parks: a partner on another core answers sooner than a sleep and a wake
-/// take. Not on one core, where looking keeps the partner from running.
-fn spin_until(ready: impl Fn() -> bool) -> bool {
-    static CORES: OnceLock<usize> = OnceLock::new();
-    if *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from)) < 2 {
-        return ready();
-    }
-    for _ in 0..200 {
-        if ready() {
-            return true;
-        }
-        std::hint::spin_loop();
-    }
-    ready()
 }
 
 #[cfg(test)]

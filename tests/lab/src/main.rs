@@ -76,6 +76,13 @@ const LAYERS: &[Layer] = &[
         run: own::golden,
     },
     Layer {
+        name: "models",
+        what: "every order of two or three threads in the commit, the line of waiters, the end of a segment; with planted bugs",
+        needs: "nothing",
+        minutes: "1",
+        run: own::models,
+    },
+    Layer {
         name: "errors",
         what: "each call of a file system fails with each errno, short, or late; then a kill or a power cut",
         needs: "root, /dev/fuse",

@@ -47,7 +47,7 @@ fn cargo(words: &[&str], variables: &[(&str, String)], counts: &[Count]) -> Outc
                 sum.1 += number;
             }
         }
-        if let Some(result) = line.strip_prefix("test result: ") {
+        if let Some(result) = line.strip_prefix("test result: ").or(Some(line).filter(|line| is_end(line))) {
             let number = |word: &str| {
                 let before = result.split(word).next().unwrap_or_default();
                 before.split_whitespace().next_back().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
@@ -66,6 +66,11 @@ fn cargo(words: &[&str], variables: &[(&str, String)], counts: &[Count]) -> Outc
     }
     outcome.counts = sums;
     outcome
+}
+
+/// The closing line of a program of ours.
+fn is_end(line: &str) -> bool {
+    line.ends_with(" failed") && line.contains(" passed, ")
 }
 
 const LIB: [&str; 5] = ["test", "--locked", "--release", "--lib", "--all-features"];
@@ -108,4 +113,9 @@ pub fn flips(_: &[String]) -> Outcome {
 
 pub fn golden(_: &[String]) -> Outcome {
     cargo(&["test", "--locked", "--release", "--test", "it", "golden"], &[], &[])
+}
+
+pub fn models(_: &[String]) -> Outcome {
+    let words = ["run", "--locked", "--release", "--manifest-path", "tests/models/Cargo.toml"];
+    cargo(&words, &[], &[Count { name: "orders", starts: "models: ", before: "models: ", after: " orders in all" }])
 }
