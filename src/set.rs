@@ -514,7 +514,7 @@ impl QueueSet {
     }
 
     /// Runs the chores that a background thread does on a real disk.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn run_upkeep(&self) {
         self.inner.shared.upkeep.run_pending();
     }

@@ -1,4 +1,4 @@
 //! Any damage to the files of a small set.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| kestrel_core::testing::fuzz_open_dir(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| kestrel_core::testing::fuzz::open_dir(data));

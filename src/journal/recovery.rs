@@ -834,6 +834,10 @@ impl<'a> Recovery<'a> {
                 continue;
             };
             if frame.kind.is_item() {
+                if ordinal >= extent.count {
+                    // More items than whoever says where it ends has counted.
+                    return Err(self.corrupt(&segment.path, segment.header.number, u64::from(offset), "item count"));
+                }
                 let id = segment.header.first_id + u64::from(ordinal);
                 if id > clear_id && lanes.get(ordinal) != Some(Lane::Done) {
                     waiting += 1;

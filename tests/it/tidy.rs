@@ -8,13 +8,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("format", &["planted", "journal"]),
     ("clock", &["disk"]),
     ("journal", &["disk", "format", "planted"]),
-    ("reader", &["disk", "format", "journal", "clock"]),
+    ("reader", &["disk", "format", "journal", "clock", "planted"]),
     ("upkeep", &["disk", "queue"]),
     ("queue", &["disk", "journal", "reader", "clock", "upkeep", "planted", "typed", "set"]),
     ("set", &["disk", "format", "journal", "reader", "queue", "clock", "upkeep", "planted", "testing"]),
     ("typed", &["queue"]),
 ];
-const PLAIN: &[&str] = &["error", "ids", "item", "options", "stats"];
+const PLAIN: &[&str] = &["error", "ids", "item", "options", "stats", "sync"];
 /// Words that mean the system, and the rooms that may say them.
 const DOORS: &[(&str, &str)] = &[
     ("std::fs", "disk/"),

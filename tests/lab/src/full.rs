@@ -171,7 +171,7 @@ fn full(kind: &Kind, steps: u64, tally: &mut Tally) -> Result<(), String> {
             let dir = mount.dir.join("d");
             let _ = std::fs::remove_dir_all(&dir);
             std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
-            filler(&mount.dir, step * STEP_KIB << 10)?;
+            filler(&mount.dir, (step * STEP_KIB) << 10)?;
             let result = filled(&dir, &ledger, mode, None);
             let result = result.and_then(|met| {
                 tally.met += u64::from(met);
@@ -352,7 +352,7 @@ fn overlay(steps: u64, tally: &mut Tally) -> Result<(), String> {
         let dir = over.join("d");
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
-        filler(&below.dir, step * STEP_KIB << 10)?;
+        filler(&below.dir, (step * STEP_KIB) << 10)?;
         let result = filled(&dir, &ledger, "sync", None).and_then(|met| {
             tally.met += u64::from(met);
             let _ = std::fs::remove_file(below.dir.join("filler"));

@@ -112,9 +112,9 @@ impl Record {
                 let mode = random(&mut dice) % 3;
                 for (i, event) in since[..cut].iter().enumerate() {
                     match mode {
-                        0 if random(&mut dice) % 2 == 0 => Self::apply(&mut some, event, || true),
+                        0 if random(&mut dice).is_multiple_of(2) => Self::apply(&mut some, event, || true),
                         0 => {}
-                        1 => Self::apply(&mut some, event, || random(&mut dice) % 2 == 0),
+                        1 => Self::apply(&mut some, event, || random(&mut dice).is_multiple_of(2)),
                         _ if i + 1 < cut => Self::apply(&mut some, event, || true),
                         _ => {
                             let mut left = random(&mut dice) % 8;

@@ -69,6 +69,13 @@ const LAYERS: &[Layer] = &[
         run: own::flips,
     },
     Layer {
+        name: "fuzz",
+        what: "libFuzzer: frames, segments, directories, names, options, sequences of operations, typed payloads",
+        needs: "a C++ compiler",
+        minutes: "4",
+        run: own::fuzz,
+    },
+    Layer {
         name: "golden",
         what: "journals of every released format still open",
         needs: "nothing",

@@ -119,3 +119,61 @@ pub fn models(_: &[String]) -> Outcome {
     let words = ["run", "--locked", "--release", "--manifest-path", "tests/models/Cargo.toml"];
     cargo(&words, &[], &[Count { name: "orders", starts: "models: ", before: "models: ", after: " orders in all" }])
 }
+
+const TARGETS: &[&str] = &["frame_decode", "open_dir", "segment", "queue_name", "options", "operations", "typed"];
+
+/// The flags that cargo-fuzz passes, which the stable toolchain takes too.
+const FUZZING: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=1";
+
+/// `fuzz [SECONDS]`: that long for each target.
+pub fn fuzz(words: &[String]) -> Outcome {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let told = Command::new("rustc").arg("-vV").output().map(|output| output.stdout).unwrap_or_default();
+    let told = String::from_utf8_lossy(&told).into_owned();
+    let Some(host) = told.lines().find_map(|line| line.strip_prefix("host: ")) else {
+        return Outcome::skipped("rustc does not tell its host");
+    };
+    let built = Command::new("cargo")
+        .current_dir(&root)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", FUZZING)
+        .args(["build", "--locked", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", host])
+        .args(["--target-dir", "fuzz/target"])
+        .output();
+    match built {
+        Ok(output) if output.status.success() => {}
+        Ok(_) => return Outcome::skipped("the targets do not build: needs a C++ compiler"),
+        Err(error) => return Outcome::skipped(format!("cargo: {error}")),
+    }
+    let seconds = crate::number(words, 0, 30);
+    let mut outcome = Outcome::default();
+    let mut executions = 0;
+    for target in TARGETS {
+        let found = crate::mounts::Scratch::new(target).and_then(|scratch| {
+            let output = Command::new(root.join("fuzz/target").join(host).join("release").join(target))
+                .arg(format!("-max_total_time={seconds}"))
+                .args(["-timeout=10", "-rss_limit_mb=2048"])
+                .arg(format!("-artifact_prefix={}/", scratch.0.display()))
+                .arg(&scratch.0)
+                .arg(root.join("fuzz/corpus").join(target))
+                .output()
+                .map_err(|error| error.to_string())?;
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            let done =
+                told.lines().find_map(|line| line.strip_prefix('#')?.split_once("\tDONE")?.0.parse::<u64>().ok());
+            executions += done.unwrap_or(0);
+            match output.status.success() {
+                true => Ok(()),
+                false => Err(told.lines().rev().take(30).collect::<Vec<_>>().join("\n")),
+            }
+        });
+        outcome.note(found.is_ok());
+        if let Err(error) = found {
+            println!("fuzz: {target}: {error}");
+        }
+    }
+    outcome.counts.push(("executions", executions));
+    outcome.counts.push(("targets", TARGETS.len() as u64));
+    outcome
+}
