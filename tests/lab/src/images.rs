@@ -151,17 +151,25 @@ impl Record {
 struct Canvas<'a> {
     file: File,
     base: &'a [u8],
+    /// The chunks of it that are not all zeros.
+    used: Vec<usize>,
 }
 
-impl Canvas<'_> {
+const CHUNK: usize = 64 << 10;
+
+impl<'a> Canvas<'a> {
+    fn new(file: File, base: &'a [u8]) -> Canvas<'a> {
+        let used = base.chunks(CHUNK).enumerate().filter(|(_, chunk)| chunk.iter().any(|byte| *byte != 0));
+        Canvas { file, base, used: used.map(|(i, _)| i).collect() }
+    }
+
     fn draw(&mut self, path: &Path, image: &Image) -> std::io::Result<()> {
         // Mounting writes anywhere, so each image begins anew; holes stay holes.
         self.file = OpenOptions::new().create(true).write(true).truncate(true).open(path)?;
         self.file.set_len(self.base.len() as u64)?;
-        for (i, chunk) in self.base.chunks(64 << 10).enumerate() {
-            if chunk.iter().any(|byte| *byte != 0) {
-                self.file.write_all_at(chunk, (i as u64) * (64 << 10))?;
-            }
+        for i in &self.used {
+            let at = i * CHUNK;
+            self.file.write_all_at(&self.base[at..(at + CHUNK).min(self.base.len())], at as u64)?;
         }
         for (offset, sector) in &image.sectors {
             self.file.write_all_at(sector, *offset)?;
@@ -192,7 +200,7 @@ pub fn layer(words: &[String]) -> Outcome {
                 let _boot = OtherBoot::begin(&scratch.0)?;
                 let path = scratch.0.join("image");
                 let file = File::create(&path).map_err(|e| e.to_string())?;
-                let mut canvas = Canvas { file, base: &record.base };
+                let mut canvas = Canvas::new(file, &record.base);
                 if mode == "sync" {
                     let caught = record.a_lie_is_caught(&mut canvas, kind, &path, &scratch.0)?;
                     outcome.note(caught);

@@ -6,8 +6,36 @@ use serde_json::Value;
 
 use crate::figures;
 
-const BEGIN: &str = "<!-- figures: begin -->";
-const END: &str = "<!-- figures: end -->";
+fn replaced(page: &str, what: &str, table: &str) -> Result<String, String> {
+    let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {what}: {word} -->"));
+    let (head, rest) = page.split_once(&begin).ok_or(format!("the page has no place for the {what}"))?;
+    let (_, tail) = rest.split_once(&end).ok_or(format!("the page has no end of the {what}"))?;
+    Ok(format!("{head}{begin}\n{table}{end}{tail}"))
+}
+
+/// What the peers' rig has seen, a row for each.
+fn peers() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peers/seen.json");
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let Ok(Value::Object(all)) = serde_json::from_str(&text) else { return "\nnot run\n\n".into() };
+    let mut table = String::from("| queue | version | after kills | after flipped bits |\n|---|---|---|---|\n");
+    for (name, seen) in &all {
+        let told = |what: &str| {
+            let counts = seen.get(what).and_then(Value::as_object);
+            let counts: Vec<String> = counts
+                .into_iter()
+                .flatten()
+                .filter_map(|(what, count)| Some((what, count.as_u64()?)))
+                .filter(|(what, count)| *count > 0 || what.as_str() == "lost")
+                .map(|(what, count)| format!("{} {what}", grouped(count)))
+                .collect();
+            counts.join(", ")
+        };
+        let version = seen.get("version").and_then(Value::as_str).unwrap_or_default();
+        table.push_str(&format!("| {name} | {version} | {} | {} |\n", told("kill"), told("flip")));
+    }
+    table
+}
 
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -56,9 +84,8 @@ pub fn write(layers: &[(&str, &str, &str, &str)], check: bool) -> Result<(), Str
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/docs/reliability.md");
     let page = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let (head, rest) = page.split_once(BEGIN).ok_or("the page has no place for the figures")?;
-    let (_, tail) = rest.split_once(END).ok_or("the page has no end of the figures")?;
-    let new = format!("{head}{BEGIN}\n{table}{END}{tail}");
+    let new = replaced(&page, "figures", &table)?;
+    let new = replaced(&new, "peers", &peers())?;
     match check {
         true if new == page => Ok(()),
         true => Err("the page does not show the figures: run `report`".into()),
