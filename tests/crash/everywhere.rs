@@ -810,7 +810,7 @@ fn f16_f19_f20_f24_every_step_fails_once() {
 #[test]
 fn what_a_recovery_discards_never_comes_back() {
     let seed = from_env("KESTREL_SEED", 1);
-    let stride = if is_long() { 3 } else { 37 };
+    let stride = if is_long() { 7 } else { 37 };
     in_parallel(WORKLOADS, |workload, tally| two_lives(workload, seed, stride, tally)).tell(seed);
 }
 
