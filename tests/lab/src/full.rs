@@ -48,7 +48,7 @@ pub fn fill(dir: &Path, ledger: &Path, mode: &str) -> Result<(), String> {
     let writer = u64::from(std::process::id());
     let mut sequence = 0;
     let mut refused = None;
-    while refused.is_none() && sequence < 40_000 {
+    while refused.is_none() && sequence < 400_000 {
         let key = (writer, sequence);
         sequence += 1;
         note(format!("p {} {}\n", key.0, key.1))?;
@@ -123,10 +123,15 @@ fn filled(dir: &Path, ledger: &Path, mode: &str, user: Option<u32>) -> Result<bo
     Ok(String::from_utf8_lossy(&output.stdout).contains("no space"))
 }
 
-fn judged(dir: &Path, ledger: &Path, mode: &str) -> Result<(), String> {
+/// Whether the file system has turned itself read-only.
+fn gave_up(dir: &Path) -> bool {
+    matches!(std::fs::write(dir.join("probe"), b""), Err(error) if error.raw_os_error() == Some(libc::EROFS))
+}
+
+fn judged(dir: &Path, ledger: &Path, mode: &str, cut: Cut) -> Result<(), String> {
     let mut book = Ledger::default();
     book.read(&std::fs::read_to_string(ledger).unwrap_or_default());
-    judge(dir, &book, mode, Cut::Kill).map(|_| ())
+    judge(dir, &book, mode, cut).map(|_| ())
 }
 
 fn free_bytes(dir: &Path) -> Result<u64, String> {
@@ -158,10 +163,10 @@ fn filler(dir: &Path, left: u64) -> Result<(), String> {
 /// No space at each allocation.
 fn full(kind: &Kind, steps: u64, tally: &mut Tally) -> Result<(), String> {
     let scratch = Scratch::new("full")?;
-    let mount = match kind.make(&scratch.0) {
+    let mut mount = match kind.make(&scratch.0) {
         Ok(mount) => mount,
         Err(why) => {
-            tally.skipped.push(format!("{} ({})", kind.name, why.rsplit(": ").next().unwrap_or_default()));
+            tally.skipped.push(format!("{} ({})", kind.name, short(&why)));
             return Ok(());
         }
     };
@@ -172,18 +177,34 @@ fn full(kind: &Kind, steps: u64, tally: &mut Tally) -> Result<(), String> {
             let _ = std::fs::remove_dir_all(&dir);
             std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
             filler(&mount.dir, (step * STEP_KIB) << 10)?;
-            let result = filled(&dir, &ledger, mode, None);
-            let result = result.and_then(|met| {
-                tally.met += u64::from(met);
-                std::fs::remove_file(mount.dir.join("filler"))
-                    .or(Ok::<_, std::io::Error>(()))
-                    .map_err(|e| e.to_string())?;
-                judged(&dir, &ledger, mode)
-            });
+            let ran = filled(&dir, &ledger, mode, None);
+            tally.met += u64::from(matches!(ran, Ok(true)));
+            let result = match gave_up(&mount.dir) {
+                // Some systems stop writing altogether: then it is as if the power had gone, and what it said by then holds.
+                true => {
+                    tally.gave_up += 1;
+                    let again = mount.again(kind.fs(), kind.options)?;
+                    let boot = OtherBoot::begin(&scratch.0)?;
+                    let result = judged(&dir, &ledger, mode, Cut::Power);
+                    drop((boot, again));
+                    mount = kind.make(&scratch.0)?;
+                    result
+                }
+                false => ran.and_then(|_| {
+                    let _ = std::fs::remove_file(mount.dir.join("filler"));
+                    judged(&dir, &ledger, mode, Cut::Kill)
+                }),
+            };
             tally.note(&format!("{}, {mode}, {} KiB free", kind.name, step * STEP_KIB), result);
         }
     }
     Ok(())
+}
+
+/// The system's own words, without places.
+fn short(why: &str) -> &str {
+    let line = why.lines().next().unwrap_or_default();
+    line.rsplit(": ").next().unwrap_or_default().trim_end_matches('.')
 }
 
 /// What was tried, and what could not be.
@@ -192,6 +213,7 @@ struct Tally {
     outcome: Outcome,
     cases: u64,
     met: u64,
+    gave_up: u64,
     skipped: Vec<String>,
 }
 
@@ -313,7 +335,7 @@ fn quota(tally: &mut Tally) -> Result<(), String> {
     let mount = match QUOTA.make(&scratch.0) {
         Ok(mount) => mount,
         Err(why) => {
-            tally.skipped.push(format!("{} ({})", QUOTA.name, why.rsplit(": ").next().unwrap_or_default()));
+            tally.skipped.push(format!("{} ({})", QUOTA.name, short(&why)));
             return Ok(());
         }
     };
@@ -332,7 +354,7 @@ fn quota(tally: &mut Tally) -> Result<(), String> {
         if !told.contains("\nR ") {
             return Err("the quota was never met".into());
         }
-        judged(&dir, &ledger, mode)?;
+        judged(&dir, &ledger, mode, Cut::Kill)?;
         std::fs::remove_dir_all(dir.join("set")).map_err(|e| e.to_string())?;
     }
     Ok(())
@@ -356,7 +378,7 @@ fn overlay(steps: u64, tally: &mut Tally) -> Result<(), String> {
         let result = filled(&dir, &ledger, "sync", None).and_then(|met| {
             tally.met += u64::from(met);
             let _ = std::fs::remove_file(below.dir.join("filler"));
-            judged(&dir, &ledger, "sync")
+            judged(&dir, &ledger, "sync", Cut::Kill)
         });
         tally.note(&format!("overlay, {} KiB free", step * STEP_KIB), result);
     }
@@ -435,6 +457,7 @@ pub fn layer(words: &[String]) -> Outcome {
     let mut outcome = tally.outcome;
     outcome.counts.push(("cases", tally.cases));
     outcome.counts.push(("puts_without_space", tally.met));
+    outcome.counts.push(("file_systems_that_gave_up", tally.gave_up));
     if !tally.skipped.is_empty() {
         println!("full: not here: {}", tally.skipped.join(", "));
         outcome.facts.push(("not_here", tally.skipped.join(", ")));

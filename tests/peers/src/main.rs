@@ -165,11 +165,13 @@ fn kills(name: &str, rounds: u64, seed: u64, scratch: &Path) -> Any<Tally> {
             continue;
         }
         if !said.ok {
+            // What could not be read is neither lost nor there.
             let panicked = said.err.contains("panicked") || said.signal.is_some();
             tally.add(
                 if panicked { "panics or signals after a kill" } else { "refused to open or read after a kill" },
                 1,
             );
+            continue;
         }
         let mut lost = put.iter().filter(|n| !taken.contains(n) && !there.contains(n)).count() as u64;
         lost = lost.saturating_sub(u64::from(under_way));
