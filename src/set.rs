@@ -513,6 +513,22 @@ impl QueueSet {
         self.inner.close().map_err(Error::from)
     }
 
+    /// Removes up to `max` expired items from each queue now, and returns how many in all. The background does this once a
+    /// second by itself for the queues that are open; this opens the others.
+    ///
+    /// # Errors
+    /// As [`Queue::discard_expired`], or what opening a queue answers; the queues before it were swept.
+    #[doc(alias = "flush_all_expired")]
+    pub fn discard_expired(&self, max: usize) -> Result<u64, Error> {
+        let mut gone = 0;
+        for name in self.names() {
+            if let Some(queue) = self.get_queue(&name)? {
+                gone += queue.discard_expired(max)?;
+            }
+        }
+        Ok(gone)
+    }
+
     /// Runs the chores that a background thread does on a real disk.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn run_upkeep(&self) {

@@ -3,6 +3,7 @@
 //! Compiled into the library's own tests, because it works at the disk seam. `KESTREL_SEED` and `KESTREL_CRASH_STATES` rule
 //! seed and effort of the long form; every violation names the workload, the step, the fate and the seed.
 
+mod cases;
 mod everywhere;
 mod faults;
 mod flips;

@@ -11,7 +11,7 @@ fn is_full(answer: Result<kestrel_core::ItemId, PutError>, wanted: Limit) -> boo
 }
 
 #[test]
-fn k99_k112_a_refused_put_leaves_no_trace() {
+fn s35_k99_k112_a_refused_put_leaves_no_trace() {
     let w = world_with(fast().max_items(1));
     let q = w.queue("q");
     q.put("a").expect("room");
@@ -117,7 +117,7 @@ fn a_batch_larger_than_a_segment_gets_one_that_fits() {
 }
 
 #[test]
-fn k113_k114_clear_empties_now_and_after_a_restart() {
+fn s14_k113_k114_clear_empties_now_and_after_a_restart() {
     let w = world();
     let q = w.queue("q");
     q.put_batch((0..50_000u32).map(|n| n.to_le_bytes())).expect("room");

@@ -65,7 +65,8 @@ fn initramfs(scratch: &Path, version: &str) -> Result<PathBuf, String> {
     }
     init.push_str("mount -t ext4 /dev/vda /mnt\nmkdir -p /mnt/d\nset -- $(/bin/busybox cat /proc/cmdline)\n");
     init.push_str("for word; do case $word in lab=*) words=${word#lab=};; esac; done\nIFS=,\nset -- $words\n");
-    init.push_str("/bin/lab worker /mnt/d - \"$@\"\necho ended\n/bin/busybox sleep 1000\n");
+    // What the firmware wrote may stand on the line still.
+    init.push_str("echo\n/bin/lab worker /mnt/d - \"$@\"\necho ended\n/bin/busybox sleep 1000\n");
     let path = root.join("init");
     std::fs::write(&path, init).map_err(io)?;
     run(&["chmod", "755", &text(&path)])?;

@@ -1,0 +1,125 @@
+//! Cases by number that need a clock, a disk or a crash of our own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::oracle::{DIR, open};
+use crate::disk::Disk;
+use crate::disk::sim::{Fate, SimDisk};
+use crate::{Durability, Item, PutOptions, Queue, QueueOptions, QueueSet};
+
+fn set_of(disk: &SimDisk) -> QueueSet {
+    open(disk, Durability::Sync).expect("opens")
+}
+
+fn text(item: Option<Item>) -> Option<String> {
+    item.map(|item| String::from_utf8_lossy(item.data()).into_owned())
+}
+
+fn next(queue: &Queue) -> Option<String> {
+    text(queue.try_get().expect("reads"))
+}
+
+fn expiring(ms: u64) -> PutOptions {
+    PutOptions::new().expires_in(Duration::from_millis(ms))
+}
+
+#[test]
+fn s09_a_get_is_done_after_a_kill_and_may_come_back_after_a_power_cut() {
+    let disk = SimDisk::new(1);
+    let queue = set_of(&disk).queue("q").expect("opens");
+    queue.put("a").expect("room");
+    queue.put("b").expect("room");
+    assert_eq!(next(&queue).as_deref(), Some("a"));
+    assert_eq!(next(&set_of(&disk.kill()).queue("q").expect("opens")).as_deref(), Some("b"));
+    let cut = set_of(&disk.power_cut(Fate::None)).queue("q").expect("opens");
+    assert_eq!((next(&cut).as_deref(), next(&cut).as_deref()), (Some("a"), Some("b")));
+    queue.sync().expect("syncs");
+    assert_eq!(next(&set_of(&disk.power_cut(Fate::None)).queue("q").expect("opens")).as_deref(), Some("b"));
+}
+
+#[test]
+fn s30_s31_an_item_is_alive_at_its_expiry_and_gone_behind_it() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put_with("a", &expiring(100)).expect("room");
+    queue.put_with("b", &expiring(100)).expect("room");
+    disk.advance_ms(100);
+    assert_eq!(next(&queue).as_deref(), Some("a"), "equal is still alive");
+    disk.advance_ms(1);
+    assert_eq!(next(&queue), None);
+    // Never later than the queue's age allows, and the limit outlives the process.
+    let short = QueueOptions::default().max_age(Duration::from_millis(50));
+    queue.set_options(short).expect("stored");
+    queue.put_with("c", &expiring(10_000)).expect("room");
+    let after = disk.kill();
+    after.advance_ms(51);
+    assert_eq!(next(&set_of(&after).queue("q").expect("opens")), None);
+}
+
+#[test]
+fn k129_an_expired_item_behind_a_live_head_counts_until_it_is_met() {
+    let disk = SimDisk::new(1);
+    let queue = set_of(&disk).queue("q").expect("opens");
+    queue.put("head").expect("room");
+    queue.put_with("short", &expiring(10)).expect("room");
+    disk.advance_ms(11);
+    assert_eq!(queue.len(), 2);
+    assert_eq!(text(queue.peek().expect("reads")).as_deref(), Some("head"));
+    assert_eq!(next(&queue).as_deref(), Some("head"));
+    assert_eq!(next(&queue), None);
+    assert_eq!((queue.len(), queue.stats().expired_items), (0, 1));
+}
+
+#[test]
+fn k132_a_sweep_of_all_queues_returns_the_sum() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    for (name, count) in [("a", 3), ("b", 4), ("c", 0)] {
+        let queue = set.queue(name).expect("opens");
+        queue.put("stays").expect("room");
+        for _ in 0..count {
+            queue.put_with("goes", &expiring(10)).expect("room");
+        }
+        // Only what stands at the head can go without being looked for behind live items.
+        assert_eq!(next(&queue).as_deref(), Some("stays"));
+    }
+    assert_eq!(set.discard_expired(100).expect("sweeps"), 0, "a clock that stands sweeps nothing");
+    disk.advance_ms(11);
+    assert_eq!(set.discard_expired(100).expect("sweeps"), 7);
+    assert_eq!(set.discard_expired(100).expect("sweeps"), 0);
+}
+
+#[test]
+fn k56_zeros_behind_the_last_frame_are_the_end_and_no_damage() {
+    for size in [1usize, 100, 40_000, 60_000, 60_301, 60_350, 60_400, 9 << 20] {
+        let disk = SimDisk::new(1);
+        let options = QueueOptions::default().max_item_size(16 << 20);
+        let set = QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options).open(DIR).expect("opens");
+        set.queue("q").expect("opens").put(vec![7; size]).expect("room");
+        for after in [disk.kill(), disk.power_cut(Fate::None), disk.power_cut(Fate::All)] {
+            let queue = set_of(&after).queue("q").expect("no damage");
+            let report = queue.recovery();
+            assert_eq!((report.items, report.discarded_items, report.lost.len()), (1, 0, 0), "{size}");
+            assert_eq!(queue.try_get().expect("reads").map(|item| item.data().len()), Some(size));
+        }
+    }
+}
+
+#[test]
+fn k68_a_last_segment_without_a_whole_header_opens_as_empty() {
+    let disk = SimDisk::new(1);
+    set_of(&disk).queue("q").expect("opens").put("kept").expect("room");
+    let dir = PathBuf::from(DIR).join("queues/q");
+    let begun = disk.list_files().into_iter().find(|path| path.extension().is_some_and(|e| e == "seg"));
+    let header = disk.read_file(&begun.expect("a segment")).expect("readable");
+    for bytes in [Vec::new(), header[..70].to_vec(), vec![0; 64 << 10], header[..4096].to_vec()] {
+        let after = disk.power_cut(Fate::None);
+        after.write_file(&dir.join("0000000000000002.new"), &bytes);
+        let queue = set_of(&after).queue("q").expect("opens");
+        assert_eq!((queue.len(), queue.recovery().lost.len()), (1, 0), "{} bytes", bytes.len());
+        queue.put("more").expect("room");
+        assert_eq!((next(&queue).as_deref(), next(&queue).as_deref()), (Some("kept"), Some("more")));
+    }
+}
