@@ -406,7 +406,10 @@ impl Journal {
             }
             Ok(())
         });
-        checked.map_err(|error| AppendError::Io { segment: segment.number, error })?;
+        checked.map_err(|error| match crate::disk::is_no_space(&error) {
+            true => AppendError::NoSpace(error),
+            false => AppendError::Io { segment: segment.number, error },
+        })?;
         Ok(Write {
             segment,
             end: tail.end,

@@ -19,7 +19,8 @@ const KINDS: &[Kind] = &[
     Kind { name: "ext4, blocks of 1 KiB", mkfs: &["mkfs.ext4", "-q", "-m", "0", "-b", "1024"], options: "", mib: 16 },
     Kind { name: "ext4, data in the journal", mkfs: &["mkfs.ext4", "-q", "-m", "0"], options: "data=journal", mib: 16 },
     Kind { name: "xfs", mkfs: &["mkfs.xfs", "-q"], options: "", mib: 320 },
-    Kind { name: "btrfs", mkfs: &["mkfs.btrfs", "-q"], options: "", mib: 128 },
+    // Freed space comes back with a commit: every second, not every 30.
+    Kind { name: "btrfs", mkfs: &["mkfs.btrfs", "-q"], options: "commit=1", mib: 128 },
     Kind { name: "vfat", mkfs: &["mkfs.vfat"], options: "", mib: 16 },
     Kind { name: "tmpfs", mkfs: &[], options: "", mib: 8 },
 ];
@@ -99,7 +100,10 @@ pub fn fill(dir: &Path, ledger: &Path, mode: &str) -> Result<(), String> {
             }
             // With a few segments in all, the rest may still hold each of them.
             Err(PutError::NoSpace { .. }) if queue.stats().segments <= 2 => return Ok(()),
-            Err(error) => return Err(format!("puts do not go on once items were closed: {error}")),
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                return Err(format!("puts do not go on once items were closed: {error}: {source}"));
+            }
         }
     }
 }
@@ -192,6 +196,8 @@ fn full(kind: &Kind, steps: u64, tally: &mut Tally) -> Result<(), String> {
                 }
                 false => ran.and_then(|_| {
                     let _ = std::fs::remove_file(mount.dir.join("filler"));
+                    // Some systems give space back with their next commit only.
+                    let _ = run(&["sync", "-f", &text(&mount.dir)]);
                     judged(&dir, &ledger, mode, Cut::Kill)
                 }),
             };
@@ -416,14 +422,15 @@ fn snapshot(kind: &Kind) -> Result<(), String> {
     Ok(())
 }
 
-/// The layer. The first word is how many steps of free space to try.
+/// The layer. `full [STEPS [FILE SYSTEM]]`: steps of free space to try.
 pub fn layer(words: &[String]) -> Outcome {
     if !crate::mounts::is_root() {
         return Outcome::skipped("needs root, to mount images");
     }
     let steps = crate::number(words, 0, 25);
     let mut tally = Tally::default();
-    for kind in KINDS {
+    let only = words.get(1).map(String::as_str);
+    for kind in KINDS.iter().filter(|kind| only.is_none_or(|only| kind.fs() == only)) {
         match kind.missing() {
             Some(why) => tally.skipped.push(format!("{} ({why})", kind.name)),
             None => {
