@@ -170,7 +170,10 @@ impl Pool {
     /// segment is gone.
     pub(crate) fn give(&self, path: &std::path::Path, len: u32) -> io::Result<()> {
         let mut state = self.state.lock();
-        let fits = state.spare_bytes + u64::from(len) <= self.bytes_max && state.disk_bytes <= self.disk_max;
+        // Where nothing is mapped, the file system writes elsewhere anyhow: a spare would save nothing, and on a full medium keep
+        // the space that the next segment needs.
+        let fits =
+            self.mapped && state.spare_bytes + u64::from(len) <= self.bytes_max && state.disk_bytes <= self.disk_max;
         if !fits {
             state.disk_bytes = state.disk_bytes.saturating_sub(u64::from(len));
             drop(state);
