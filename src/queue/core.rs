@@ -287,7 +287,9 @@ impl Core {
     }
 
     pub(crate) fn sync_appended(&self) {
-        self.sync_rung.store(false, Ordering::Release);
+        // A swap, not a store: it reads what the last ring wrote, so what was appended before that ring is seen below. A store
+        // could still be on its way out when the load below is done, and a ring in between would be nobody's.
+        self.sync_rung.swap(false, Ordering::AcqRel);
         // A failure is latched and told to everyone who asks.
         let _ = self.journal.commit.wait(
             self.journal.appended(),
