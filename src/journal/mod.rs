@@ -73,7 +73,6 @@ struct Spent {
     after: u64,
     number: u64,
     len: u32,
-    named: bool,
 }
 
 /// One item to be appended.
@@ -154,6 +153,13 @@ pub(crate) struct Entry {
     pub(crate) marks_unsynced: bool,
     /// Its marks are an earlier process's, who may not have synced them.
     pub(crate) marks_unproven: bool,
+}
+
+impl Entry {
+    /// Somebody beside the table uses it.
+    fn is_held(&self) -> bool {
+        self.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1)
+    }
 }
 
 /// A queue's header in memory, and the file behind it.
@@ -937,7 +943,7 @@ impl Journal {
                 if !(spent || entry.cleared) || (!planted::is(Bug::FreeBeforeDone) && in_use(**number)) {
                     return false;
                 }
-                let held = entry.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1);
+                let held = entry.is_held();
                 left |= held;
                 !held
             });
@@ -946,7 +952,6 @@ impl Journal {
                     after: entry.header.previous.map_or(0, |previous| previous.number),
                     number: *number,
                     len: entry.header.segment_bytes,
-                    named: entry.named,
                 })
                 .collect()
         };
@@ -962,10 +967,19 @@ impl Journal {
         })?;
         self.tail.lock().unsynced.retain(|number| !freed.iter().any(|freed| freed.number == *number));
         let mut first_error = Ok(());
-        for Spent { number, len, named, .. } in freed {
-            self.table.lock().remove(&number);
-            if let Some(dir) = &self.context.dir {
-                let given = self.context.pool.give(&dir.join(file_name(number, named)), len);
+        for Spent { number, len, .. } in freed {
+            // The header took its time. Meanwhile a sync may have got hold of the segment, which then must not be used for
+            // something else, or given it its final name; or somebody else may have freed it.
+            let entry = {
+                let mut table = self.table.lock();
+                if table.get(&number).is_some_and(Entry::is_held) {
+                    left = true;
+                    continue;
+                }
+                table.remove(&number)
+            };
+            if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {
+                let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len);
                 // The header says that it is gone; the next open removes what is left of it.
                 first_error = first_error.and(given);
             }
