@@ -1,6 +1,7 @@
 //! Plain numbers with a meaning: [`ItemId`], and the place of an item inside a journal.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Names an item of a queue.
 ///
@@ -78,3 +79,9 @@ pub(crate) struct Place {
 
 /// `expiry_ms` of an item that never expires.
 pub(crate) const NEVER_MS: u64 = u64::MAX;
+
+/// A number that no earlier call in this process was given.
+pub(crate) fn next_life() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

@@ -36,7 +36,7 @@ pub enum WhenFull {
     /// The put fails with [`PutError::Full`](crate::PutError::Full).
     #[default]
     Refuse,
-    /// The oldest waiting items are dropped until there is room; open items never are.
+    /// The oldest waiting items are dropped until there is room, also such as wait for a sync; open items never are.
     DropOldest,
     /// The put waits for room.
     Wait,

@@ -887,8 +887,11 @@ impl Journal {
         })
     }
 
-    /// Whether nothing was appended, armed or found unproven since the open.
+    /// Whether the journal is as a close in good order left it: nothing was appended, armed or found unproven since.
     pub(crate) fn is_untouched(&self) -> bool {
+        if !self.meta.lock().meta.clean {
+            return false;
+        }
         let tail = self.tail.lock();
         tail.segment.is_none() && tail.spare.is_none() && self.appended_bytes.load(Ordering::Relaxed) == 0
     }

@@ -74,6 +74,20 @@ struct Found {
     first_waiting: Option<(u32, u32)>,
     /// Some lane is not as it was at the put.
     marked: bool,
+    /// Items that a consumer held when the last process ended, and their starts.
+    in_flight: Vec<(u32, u8)>,
+}
+
+impl Found {
+    /// What nobody holds any more waits, so that the open after the next one does not count it among what this process held.
+    /// A mark that cannot be stored is counted once more.
+    fn give_back(&mut self) {
+        for (ordinal, starts) in std::mem::take(&mut self.in_flight) {
+            if let Some(at) = lane::lane_at(self.header.segment_bytes, ordinal) {
+                let _ = self.file.write_at(at as u64, &[Lane::Waiting { starts }.to_byte()]);
+            }
+        }
+    }
 }
 
 /// What reading a segment's frames found.
@@ -198,6 +212,9 @@ impl<'a> Recovery<'a> {
             }
             if !gone.is_empty() {
                 self.remove(dir, gone, &mut meta)?;
+            }
+            for segment in found.values_mut() {
+                segment.give_back();
             }
         }
 
@@ -475,6 +492,7 @@ impl<'a> Recovery<'a> {
             waiting_bytes: 0,
             first_waiting: None,
             marked: false,
+            in_flight: Vec::new(),
             header,
         }))
     }
@@ -785,7 +803,7 @@ impl<'a> Recovery<'a> {
         let clear_id = self.clear_id;
         let extent = segment.extent.unwrap_or_default();
         let lanes = Lanes::read(segment, extent.count).map_err(|e| Self::io(&segment.path, e))?;
-        let mut in_flight = 0;
+        segment.in_flight.clear();
         for ordinal in 0..extent.count {
             let lane = match lanes.get(ordinal) {
                 _ if segment.header.first_id + u64::from(ordinal) <= clear_id => Lane::Done,
@@ -798,11 +816,11 @@ impl<'a> Recovery<'a> {
             segment.marked |= lane != (Lane::Waiting { starts: 0 });
             match lane {
                 Lane::Done => segment.done += 1,
-                Lane::InFlight { .. } => in_flight += 1,
+                Lane::InFlight { starts } => segment.in_flight.push((ordinal, starts)),
                 Lane::Waiting { .. } => {}
             }
         }
-        self.report.redelivered += in_flight;
+        self.report.redelivered += segment.in_flight.len() as u64;
         segment.waiting = u64::from(extent.count - segment.done);
         let lost = self.report.lost.iter().any(|lost| lost.segment == segment.header.number);
         if segment.waiting == 0 {
@@ -1057,8 +1075,8 @@ impl<'a> Recovery<'a> {
                             segment.mark_done(to.count)?;
                             done += 1;
                         }
-                        Some(lane) if lane != (Lane::Waiting { starts: 0 }) => segment.mark(to.count, lane)?,
-                        _ => {}
+                        Some(Lane::Waiting { starts: 0 }) | None => {}
+                        Some(lane) => segment.mark(to.count, Lane::Waiting { starts: lane.starts() })?,
                     }
                     if !is_done {
                         first_waiting.get_or_insert((to.end, to.count));
@@ -1097,6 +1115,7 @@ impl<'a> Recovery<'a> {
                 waiting_bytes,
                 first_waiting,
                 marked: false,
+                in_flight: Vec::new(),
                 header,
             })
         })();

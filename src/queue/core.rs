@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
 use crate::error::{GetError, SyncError};
-use crate::ids::ItemId;
+use crate::ids::{self, ItemId};
 use crate::journal::Journal;
 use crate::journal::lane::Lane;
 use crate::options::{Durability, QueueOptions};
@@ -56,6 +56,8 @@ pub(crate) struct Core {
     sync_rung: AtomicBool,
     /// What was appended when the queue was last looked after.
     tended_id: AtomicU64,
+    /// Tells this load of the queue from every other in the process.
+    pub(crate) life: u64,
     pub(super) me: Weak<Core>,
 }
 
@@ -120,6 +122,7 @@ impl Core {
             tending: AtomicBool::new(false),
             sync_rung: AtomicBool::new(false),
             tended_id: AtomicU64::new(0),
+            life: ids::next_life(),
             me: me.clone(),
         })
     }

@@ -501,12 +501,15 @@ impl Queue {
     /// # Errors
     /// As [`OpenItem::close`].
     pub fn close_token(&self, token: OpenToken) -> Result<bool, CloseError> {
+        if token.life != self.core.life {
+            return Ok(false);
+        }
         self.core.close_item(token.id, token.serial)
     }
 
     /// Aborts the open item that a token names. `false`: it was ended before, or never was.
     pub fn abort_token(&self, token: OpenToken) -> bool {
-        self.core.abort_item(token.id, token.serial)
+        token.life == self.core.life && self.core.abort_item(token.id, token.serial)
     }
 
     /// This queue for values of one type.

@@ -46,11 +46,13 @@ pub struct OpenItem {
 /// The number of an open item, for servers that keep open items in a session table:
 /// [`Queue::close_token`](crate::Queue::close_token), [`Queue::abort_token`](crate::Queue::abort_token).
 ///
-/// A token names one opening of an item: after the item came back and was opened again, the old token ends nothing.
+/// A token names one opening of an item: after the item came back and was opened again, the old token ends nothing. Nor does
+/// one of another queue, or of this one before its set was opened anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OpenToken {
     pub(crate) id: u64,
     pub(crate) serial: u64,
+    pub(crate) life: u64,
 }
 
 impl OpenToken {
@@ -116,7 +118,7 @@ impl OpenItem {
 
     /// Parks the hold as a number: the item stays open until the token is closed or aborted.
     pub fn into_token(mut self) -> OpenToken {
-        let token = OpenToken { id: self.id_number(), serial: self.serial };
+        let token = OpenToken { id: self.id_number(), serial: self.serial, life: self.core.life };
         self.item = None;
         token
     }

@@ -628,14 +628,35 @@ impl Reader {
         Ok(())
     }
 
-    /// Drops the oldest waiting item; `false` if none may be dropped.
+    /// Drops the oldest waiting item, durable or not; `false` if none is left.
     pub(crate) fn drop_oldest(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<bool, TakeError> {
-        let Some(taken) = self.take(journal, rules)? else {
-            return Ok(false);
+        let taken = loop {
+            if let Some(taken) = self.take(journal, rules)? {
+                break taken;
+            }
+            if !self.show_next() {
+                return Ok(false);
+            }
         };
         self.counts.discarded += 1;
         self.finish(journal, &taken.place)?;
         Ok(true)
+    }
+
+    /// Shows the oldest hidden item to who drops it, and to nobody else: no promise is made. `false`: none is hidden.
+    fn show_next(&mut self) -> bool {
+        if self.visible_id >= self.offered_id {
+            return false;
+        }
+        self.visible_id += 1;
+        self.visible += 1;
+        if self.hidden > 0
+            && let Some(place) = self.ring.get(self.ring.len() - self.hidden)
+            && place.id <= self.visible_id
+        {
+            self.hidden -= 1;
+        }
+        true
     }
 
     /// Notes that a consumer holds an item and returns the serial of this opening.
