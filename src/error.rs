@@ -243,7 +243,7 @@ pub enum GetError {
     Forked,
 }
 
-/// Why an open item could not be closed. It will be delivered again.
+/// Why an open item could not be closed. It is, or will be, delivered again.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum CloseError {
@@ -257,9 +257,59 @@ pub enum CloseError {
         /// The system's answer.
         source: Arc<io::Error>,
     },
+    /// The lease of the item has ended: it was given back, and may be in other hands. Nothing was changed.
+    #[error("the lease of the item has ended")]
+    LeaseEnded,
     /// The close was stored but could not be made durable ([`close_synced`](crate::OpenItem::close_synced)).
     #[error(transparent)]
     Sync(#[from] SyncError),
+    /// The set was closed before, or the queue deleted.
+    #[error("the queue is closed")]
+    Closed,
+    /// This process is a fork of the one that opened the set.
+    #[error("the set belongs to the parent process")]
+    Forked,
+}
+
+/// What stood in the way of a move.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MoveFault {
+    /// The new item could not be put. After [`PutError::Indeterminate`] it may be there after a reopen, and then takes the place
+    /// of the old one if that still waits.
+    #[error(transparent)]
+    Put(#[from] PutError),
+    /// The dead letters' queue does not open.
+    #[error("queue {queue:?} does not open")]
+    Open {
+        /// The queue.
+        queue: String,
+        /// Why.
+        source: OpenError,
+    },
+    /// The queue has no [`QueueOptions::dead_letters`](crate::QueueOptions::dead_letters).
+    #[error("the queue names no queue for dead letters")]
+    NoDeadLetters,
+    /// The other queue keeps no journal, so that a crash would take the item.
+    #[error("queue {queue:?} keeps no journal")]
+    NoJournal {
+        /// The other queue.
+        queue: String,
+    },
+    /// The other queue is of another set.
+    #[error("the queues are of different sets")]
+    OtherSet,
+    /// The lease of the item has ended: it was given back, and may be in other hands.
+    #[error("the lease of the item has ended")]
+    LeaseEnded,
+    /// That items move between these queues could not be noted.
+    #[error("queue {queue:?}: noting the move failed")]
+    Io {
+        /// The queue.
+        queue: String,
+        /// The system's answer.
+        source: Arc<io::Error>,
+    },
     /// The set was closed before, or the queue deleted.
     #[error("the queue is closed")]
     Closed,
@@ -353,6 +403,9 @@ pub enum Error {
     /// Closing an item failed.
     #[error(transparent)]
     Close(#[from] CloseError),
+    /// Moving an item failed; the item was aborted.
+    #[error(transparent)]
+    Move(#[from] MoveFault),
     /// A sync failed.
     #[error(transparent)]
     Sync(#[from] SyncError),

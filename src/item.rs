@@ -30,6 +30,22 @@ pub struct Item {
     pub(crate) expiry_ms: u64,
     pub(crate) user_flags: u32,
     pub(crate) attempts: u32,
+    pub(crate) dead_letter: Option<Box<DeadLetter>>,
+}
+
+/// Where a dead letter comes from and why it was given up: [`Item::dead_letter`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The queue in which it could not be done.
+    pub queue: String,
+    /// Its id there.
+    pub id: ItemId,
+    /// How often it was started there; counted up to 31.
+    pub attempts: u32,
+    /// The reason given with [`OpenItem::dead_letter`](crate::OpenItem::dead_letter), up to 4,096 bytes of it; `max_attempts`
+    /// where the queue gave it up.
+    pub reason: String,
 }
 
 impl Item {
@@ -65,6 +81,13 @@ impl Item {
     /// disk the count stops at 31. A [`peek`](crate::Queue::peek) does not count.
     pub fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// Where this item comes from and why, if it was moved here as a dead letter.
+    ///
+    /// Its payload and flags are those it was put with; id, put time and attempts are of the queue that it is in now.
+    pub fn dead_letter(&self) -> Option<&DeadLetter> {
+        self.dead_letter.as_deref()
     }
 
     /// The 32 bits given with [`PutOptions::flags`](crate::PutOptions::flags), else 0.

@@ -28,14 +28,14 @@ pub mod testing;
 mod typed;
 mod upkeep;
 
-pub use error::{CloseError, Error, GetError, Limit, OpenError, OptionsError, PutError, SyncError};
+pub use error::{CloseError, Error, GetError, Limit, MoveFault, OpenError, OptionsError, PutError, SyncError};
 pub use ids::ItemId;
-pub use item::Item;
+pub use item::{DeadLetter, Item};
 pub use options::{Durability, OnDamage, PutOptions, QueueOptions, WhenFull};
 #[cfg(feature = "async")]
 pub use queue::futures::OpenStream;
 pub use queue::futures::{GetFuture, OpenFuture, SyncedFuture};
-pub use queue::open_item::{OpenItem, OpenToken};
+pub use queue::open_item::{MoveError, OpenItem, OpenToken};
 pub use queue::{Iter, Queue, TryIter};
 pub use set::{QueueSet, QueueSetBuilder};
 pub use stats::{LostRange, QueueStats, RecoveryProgress, RecoveryReport, SetStats};

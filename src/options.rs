@@ -5,7 +5,15 @@ use std::time::{Duration, SystemTime};
 use crate::error::OptionsError;
 use crate::format::Bytes;
 use crate::format::frame::PAYLOAD_MAX;
+use crate::format::name;
+use crate::journal::lane::STARTS_MAX;
 use crate::journal::segment::{LEN_MAX, LEN_MIN};
+
+/// The largest payload that a frame holds together with the note of a dead letter.
+const ITEM_MAX: u32 = (PAYLOAD_MAX + 1) - 8192;
+
+/// More starts than a lane counts cannot be told from fewer.
+const ATTEMPTS_MAX: u32 = STARTS_MAX as u32;
 
 /// When a put is answered, and so what it survives.
 ///
@@ -71,7 +79,7 @@ pub struct QueueOptions {
     pub max_items: Option<u64>,
     /// Most payload bytes waiting; a put that would exceed it does not happen. Default: no limit.
     pub max_bytes: Option<u64>,
-    /// Largest payload in bytes; at most 256 MiB - 1. Default: 1 MiB.
+    /// Largest payload in bytes; at most 256 MiB - 8 KiB. Default: 1 MiB.
     pub max_item_size: u32,
     /// What a put does at a limit. Default: refuse.
     pub when_full: WhenFull,
@@ -89,6 +97,17 @@ pub struct QueueOptions {
     pub durability: Durability,
     /// `false`: the queue lives in memory only and is empty after a restart. Default: `true`.
     pub journal: bool,
+    /// How long a consumer may hold an item open; then it comes back as by an abort, unless
+    /// [`extend`](crate::OpenItem::extend)ed in time. In steps of a ms; affects items opened later. Default: without end.
+    pub lease: Option<Duration>,
+    /// How often an item is started at most, on disk counted up to 31. When the last of these starts ends without a close,
+    /// by abort, drop, an ended lease or the death of the process, the item moves to the queue named by `dead_letters`,
+    /// which must be set too. Default: no limit.
+    pub max_attempts: Option<u32>,
+    /// The queue of the same set that takes items whose `max_attempts` are used up or that are given up by
+    /// [`dead_letter`](crate::OpenItem::dead_letter). It is created when first needed. Where the set's defaults name a queue
+    /// here, that queue itself has no limit of attempts and no dead letters. Default: none.
+    pub dead_letters: Option<String>,
 }
 
 impl Default for QueueOptions {
@@ -104,6 +123,9 @@ impl Default for QueueOptions {
             segment_bytes: 64 << 20,
             durability: Durability::Sync,
             journal: true,
+            lease: None,
+            max_attempts: None,
+            dead_letters: None,
         }
     }
 }
@@ -142,13 +164,19 @@ setters! {
     durability: Durability => std::convert::identity;
     /// Sets [`QueueOptions::journal`](#structfield.journal).
     journal: bool => std::convert::identity;
+    /// Sets [`QueueOptions::lease`](#structfield.lease).
+    lease: Duration => Some;
+    /// Sets [`QueueOptions::max_attempts`](#structfield.max_attempts).
+    max_attempts: u32 => Some;
+    /// Sets [`QueueOptions::dead_letters`](#structfield.dead_letters).
+    dead_letters: impl Into<String> => |name: _| Some(Into::into(name));
 }
 
 impl QueueOptions {
     pub(crate) fn check(&self) -> Result<(), OptionsError> {
         let invalid = |field, reason| Err(OptionsError::Invalid { field, reason });
-        if self.max_item_size > PAYLOAD_MAX {
-            return invalid("max_item_size", "at most 268435455 bytes");
+        if self.max_item_size > ITEM_MAX {
+            return invalid("max_item_size", "at most 268427264 bytes");
         }
         if !self.segment_bytes.is_power_of_two() || !(LEN_MIN..=LEN_MAX).contains(&self.segment_bytes) {
             return invalid("segment_bytes", "a power of two from 65536 to 1073741824");
@@ -162,7 +190,40 @@ impl QueueOptions {
         if self.max_age.is_some_and(|age| age.is_zero()) {
             return invalid("max_age", "more than zero");
         }
+        if self.lease.is_some_and(|lease| lease < Duration::from_millis(1)) {
+            return invalid("lease", "at least 1 ms");
+        }
+        if self.max_attempts.is_some_and(|most| !(1..=ATTEMPTS_MAX).contains(&most)) {
+            return invalid("max_attempts", "1 to 31: more are not counted on disk");
+        }
+        if self.max_attempts.is_some() && self.dead_letters.is_none() {
+            return invalid("dead_letters", "a queue for the items whose max_attempts are used up");
+        }
+        if let Some(name) = &self.dead_letters
+            && let Err(reason) = name::check(name)
+        {
+            return invalid("dead_letters", reason);
+        }
         Ok(())
+    }
+
+    /// The rules that need the queue's name.
+    pub(crate) fn check_for(&self, name: &str) -> Result<(), OptionsError> {
+        self.check()?;
+        if self.dead_letters.as_deref() == Some(name) {
+            return Err(OptionsError::Invalid { field: "dead_letters", reason: "another queue than this one" });
+        }
+        Ok(())
+    }
+
+    /// Most starts of an item in the queue `name`.
+    pub(crate) fn attempts_in(&self, name: &str) -> u32 {
+        let own = self.dead_letters.as_deref() == Some(name);
+        self.max_attempts.filter(|_| !own).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn lease_ms(&self) -> u64 {
+        self.lease.map_or(u64::MAX, |lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX))
     }
 
     pub(crate) fn max_age_ms(&self) -> u64 {
@@ -203,6 +264,17 @@ impl QueueOptions {
             Durability::Every(period) => push(10, u64::try_from(period.as_nanos()).unwrap_or(u64::MAX)),
         }
         push(11, self.journal.into());
+        if let Some(lease) = self.lease {
+            push(12, u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX));
+        }
+        if let Some(most) = self.max_attempts {
+            push(13, most.into());
+        }
+        if let Some(name) = &self.dead_letters {
+            // A name has at most 200 bytes.
+            out.extend_from_slice(&[14, name.len() as u8]);
+            out.extend_from_slice(name.as_bytes());
+        }
         out
     }
 
@@ -213,6 +285,10 @@ impl QueueOptions {
         while let Some(tag) = bytes.u8() {
             let len = bytes.u8()?;
             let value = bytes.take(len.into())?;
+            if tag == 14 {
+                options.dead_letters = Some(std::str::from_utf8(value).ok()?.to_owned());
+                continue;
+            }
             let Ok(value) = <[u8; 8]>::try_from(value) else {
                 continue;
             };
@@ -236,6 +312,8 @@ impl QueueOptions {
                 9 => options.durability = if value == 0 { Durability::Sync } else { Durability::Os },
                 10 => options.durability = Durability::Every(Duration::from_nanos(value)),
                 11 => options.journal = value != 0,
+                12 => options.lease = Some(Duration::from_nanos(value)),
+                13 => options.max_attempts = Some(value.try_into().ok()?),
                 _ => {}
             }
         }
@@ -317,6 +395,11 @@ mod tests {
             (base().max_expire_sweep(0), "max_expire_sweep"),
             (base().max_age(Duration::ZERO), "max_age"),
             (base().durability(Durability::Every(Duration::ZERO)), "durability"),
+            (base().lease(Duration::from_micros(999)), "lease"),
+            (base().dead_letters("dead").max_attempts(0), "max_attempts"),
+            (base().dead_letters("dead").max_attempts(32), "max_attempts"),
+            (base().max_attempts(3), "dead_letters"),
+            (base().dead_letters(""), "dead_letters"),
         ] {
             assert!(matches!(options.check(), Err(OptionsError::Invalid { field: f, .. }) if f == field));
         }
@@ -326,8 +409,9 @@ mod tests {
     proptest! {
         #[test]
         fn stored_options_come_back(
-            items in any::<Option<u64>>(), bytes in any::<Option<u64>>(), size in 0..PAYLOAD_MAX, age in 1u64..u64::MAX,
+            items in any::<Option<u64>>(), bytes in any::<Option<u64>>(), size in 0..ITEM_MAX, age in 1u64..u64::MAX,
             sweep in 1u32.., memory in any::<u64>(), log in 16u32..=30, full in 0usize..3, durability in 0u64..5, journal: bool,
+            lease in 1_000_000u64.., attempts in proptest::option::of(1u32..=31), dead in "[a-zé]{1,60}",
         ) {
             let options = QueueOptions {
                 max_items: items,
@@ -344,6 +428,9 @@ mod tests {
                     n => Durability::Every(Duration::from_nanos(n * 1_000_000_007)),
                 },
                 journal,
+                lease: (lease % 2 == 0).then(|| Duration::from_nanos(lease)),
+                max_attempts: attempts,
+                dead_letters: (attempts.is_some() || lease % 3 == 0).then_some(dead),
             };
             prop_assert_eq!(QueueOptions::from_bytes(&options.to_bytes()), Some(options));
         }

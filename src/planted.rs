@@ -57,6 +57,12 @@ pub(crate) enum Bug {
     CopyWithoutSync,
     /// A recovery's copy leaves the marks behind.
     CopyWithoutMarks,
+    /// Items move between queues without the note that tells the next open to look.
+    MoveWithoutRoute,
+    /// The old item of a move is marked done before the new one is stored.
+    MarkBeforeMoved,
+    /// A segment is freed before the marks are durable that its moved items vouch for.
+    FreeUnpaid,
     /// A frame's end is published without the frame (for the models).
     PublishRelaxed,
     /// A seal looks for open items before it is told (for the models).

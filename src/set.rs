@@ -3,6 +3,7 @@
 //! ```text
 //! <dir>/lock                     held while the set is open; the holder's process id
 //! <dir>/set                      set id, and the highest id of any deleted queue
+//! <dir>/moves                    which queues items move between, while that is not settled
 //! <dir>/queues/<encoded name>/   meta, <number>.new, <number>.seg
 //! <dir>/pool/<number>.spare      segments for re-use
 //! <dir>/trash/                   deleted queues on their way out
@@ -12,8 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ use crate::error::{Error, GetError, OpenError, OptionsError, SyncError};
 use crate::format::header;
 use crate::format::meta::{self, QueueMeta, SetMeta};
 use crate::format::{Fault, VERSION, name};
+use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
 use crate::journal::{Context, Journal, MetaFile, SlotFile};
@@ -31,11 +33,13 @@ use crate::options::{Durability, OnDamage, QueueOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
 use crate::queue::core::{Core, Patience, Shared};
+use crate::queue::handoff::Neighbours;
 use crate::queue::open_item::OpenItem;
 use crate::queue::take::{Given, Mode, Took};
 use crate::reader::Reader;
 use crate::reader::waiters::sleep_any;
 use crate::stats::{RecoveryProgress, SetStats};
+use crate::sync::park_timeout;
 use crate::upkeep::Upkeep;
 
 type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
@@ -215,7 +219,7 @@ impl QueueSetBuilder {
         self.defaults.check()?;
         for (name, options) in &self.overrides {
             check_name(name)?;
-            options.check()?;
+            options.check_for(name)?;
         }
         let disk = &self.disk;
         let io = |error| open_error(dir, error);
@@ -264,8 +268,12 @@ impl QueueSetBuilder {
             closed: AtomicBool::new(false),
             read_only: self.read_only,
             salvage: self.on_damage == OnDamage::Salvage,
+            moves: Moves::new(disk.clone(), dir, file.meta.set_id),
+            unmarked: AtomicBool::new(false),
+            settling: AtomicBool::new(false),
+            neighbours: OnceLock::new(),
         });
-        Ok(QueueSet {
+        let set = QueueSet {
             inner: Arc::new(Inner {
                 dir: dir.to_owned(),
                 set_id: file.meta.set_id,
@@ -282,7 +290,13 @@ impl QueueSetBuilder {
                 creates: AtomicU64::new(0),
                 deletes: AtomicU64::new(0),
             }),
-        })
+        };
+        let inner: Weak<Inner> = Arc::downgrade(&set.inner);
+        let _ = set.inner.shared.neighbours.set(inner);
+        if !self.read_only {
+            set.inner.settle_moves().map_err(|e| open_error(&dir.join("moves"), e))?;
+        }
+        Ok(set)
     }
 }
 
@@ -348,7 +362,7 @@ impl QueueSet {
     /// # Errors
     /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
     pub fn queue_with(&self, name: &str, options: QueueOptions) -> Result<Queue, OpenError> {
-        options.check()?;
+        options.check_for(name)?;
         let core = self.load(name, Want::Create(Some(&options)))?.ok_or(OpenError::Closed)?;
         let queue = self.handle(core);
         if queue.options() != options {
@@ -390,6 +404,10 @@ impl QueueSet {
         let highest = match &*loaded {
             Some(core) => {
                 core.shut(false);
+                // What moves here has been told `Closed`, or is stored and about to be marked.
+                while !core.pay() {
+                    park_timeout(Duration::from_millis(1));
+                }
                 core.journal.disarm();
                 core.journal.appended()
             }
@@ -543,8 +561,26 @@ impl QueueSet {
     }
 
     fn load(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
+        self.inner.load(name, want)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Want<'a> {
+    Existing,
+    Create(Option<&'a QueueOptions>),
+}
+
+impl Neighbours for Inner {
+    fn queue(&self, name: &str) -> Result<Arc<Core>, OpenError> {
+        self.load(name, Want::Create(None))?.ok_or(OpenError::Closed)
+    }
+}
+
+impl Inner {
+    fn load(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
         check_name(name)?;
-        let inner = &self.inner;
+        let inner = self;
         inner.check_open().map_err(|error| match error {
             Error::Forked => OpenError::Forked,
             _ => OpenError::Closed,
@@ -598,13 +634,45 @@ impl QueueSet {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Want<'a> {
-    Existing,
-    Create(Option<&'a QueueOptions>),
-}
-
 impl Inner {
+    /// Marks what moved before a crash, and forgets the routes of it. Queues that do not open now are left to the next open of
+    /// the set; what is delivered of them meanwhile may be delivered twice.
+    fn settle_moves(&self) -> io::Result<()> {
+        let routes = self.shared.moves.found()?;
+        if routes.is_empty() {
+            return self.shared.moves.forget();
+        }
+        self.shared.settling.store(true, Ordering::Release);
+        let (mut kept, mut settled) = (Vec::new(), Vec::new());
+        // The newest note of a pair counts.
+        let newest: BTreeMap<(&str, &str), u64> =
+            routes.iter().map(|route| ((route.from.as_str(), route.into.as_str()), route.floor)).collect();
+        for ((from, into), floor) in newest {
+            match self.settle_route(from, into, floor) {
+                Ok(touched) => settled.extend(touched),
+                Err(_) => kept.push(Route { from: from.to_owned(), into: into.to_owned(), floor }),
+            }
+        }
+        let done = self.shared.moves.keep(kept);
+        self.shared.settling.store(false, Ordering::Release);
+        for core in settled {
+            core.ring_free();
+        }
+        done
+    }
+
+    fn settle_route(&self, from: &str, into: &str, floor: u64) -> Result<Vec<Arc<Core>>, Error> {
+        let (Some(from), Some(into)) = (self.load(from, Want::Existing)?, self.load(into, Want::Existing)?) else {
+            // Whoever deletes a queue first makes the marks durable that it vouches for.
+            return Ok(Vec::new());
+        };
+        let io = |source| Error::Io { path: self.dir.join("moves"), source };
+        let moved = into.successors_of(from.journal.queue_id(), floor).map_err(io)?;
+        from.forget_moved(&moved).map_err(io)?;
+        from.sync_round()?;
+        Ok(vec![from, into])
+    }
+
     fn check_open(&self) -> Result<(), Error> {
         if self.shared.fork.forked() {
             return Err(Error::Forked);
@@ -902,6 +970,10 @@ impl Inner {
         let mut result = Ok(());
         for core in &cores {
             result = result.and(core.settle());
+        }
+        if result.is_ok() && !self.shared.read_only && !self.shared.unmarked.load(Ordering::Acquire) {
+            // What cannot be removed is looked through by the next open, in vain.
+            let _ = self.shared.moves.forget();
         }
         for slot in self.registry.lock().values() {
             *slot.core.lock() = None;

@@ -35,7 +35,7 @@ pub struct QueueStats {
     pub discarded: u64,
     /// Gauge: threads and tasks that wait for an item.
     pub waiters: u64,
-    /// Gauge: items that a consumer holds open.
+    /// Gauge: items that a consumer holds open, and such as are on their way to the dead letters.
     pub open_items: u64,
     /// Counter: attempts to open, with or without an item.
     pub transactions: u64,
@@ -59,6 +59,10 @@ pub struct QueueStats {
     pub leaked_open_items: u64,
     /// Counter: damaged items skipped under [`OnDamage::Salvage`](crate::OnDamage::Salvage) while reading.
     pub damaged_items: u64,
+    /// Counter: open items that came back because their lease ended; they count as canceled transactions too.
+    pub leases_ended: u64,
+    /// Counter: items moved to the dead letters.
+    pub dead_lettered: u64,
 }
 
 /// A set's counters and gauges at one moment.

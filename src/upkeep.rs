@@ -27,6 +27,10 @@ pub(crate) enum Chore {
     Sync(Weak<Core>),
     /// Look after the queue after this many ms.
     Tend(Weak<Core>, u64),
+    /// End leases after this many ms.
+    EndLeases(Weak<Core>, u64),
+    /// Move items to the dead letters.
+    Bury(Weak<Core>),
     Stop,
 }
 
@@ -105,6 +109,8 @@ struct Due {
     at_ms: u64,
     serial: u64,
     queue: Weak<Core>,
+    /// End leases, instead of looking after the queue.
+    leases: bool,
 }
 
 impl PartialEq for Due {
@@ -169,19 +175,21 @@ impl Rounds {
                 // Somebody was just leaving one of them: look again in a moment.
                 let left = queue.upgrade().is_some_and(|core| core.free_spent());
                 if left {
-                    self.later(queue, 1);
+                    self.later(queue, 1, false);
                 }
             }
             Chore::Sync(queue) => with(&queue, |core| core.sync_appended()),
-            Chore::Tend(queue, after_ms) => self.later(queue, after_ms),
+            Chore::Tend(queue, after_ms) => self.later(queue, after_ms, false),
+            Chore::EndLeases(queue, after_ms) => self.later(queue, after_ms, true),
+            Chore::Bury(queue) => with(&queue, |core| core.bury()),
             Chore::Stop => {}
         }
     }
 
-    fn later(&mut self, queue: Weak<Core>, after_ms: u64) {
+    fn later(&mut self, queue: Weak<Core>, after_ms: u64, leases: bool) {
         self.serial += 1;
         let at_ms = self.disk.mono_exact_ms().saturating_add(after_ms);
-        self.due.push(Reverse(Due { at_ms, serial: self.serial, queue }));
+        self.due.push(Reverse(Due { at_ms, serial: self.serial, queue, leases }));
     }
 
     fn perform_due(&mut self) {
@@ -190,9 +198,9 @@ impl Rounds {
             let Some(Reverse(due)) = self.due.pop() else {
                 return;
             };
-            let again = due.queue.upgrade().and_then(|core| core.tend());
+            let again = due.queue.upgrade().and_then(|core| if due.leases { core.end_leases() } else { core.tend() });
             if let Some(after_ms) = again {
-                self.later(due.queue, after_ms);
+                self.later(due.queue, after_ms, due.leases);
             }
         }
     }

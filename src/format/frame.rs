@@ -29,7 +29,9 @@ const FLAG_ID: u32 = 1;
 const FLAG_EXPIRY: u32 = 2;
 const FLAG_USER: u32 = 4;
 const FLAG_ORIGIN: u32 = 8;
-const FLAGS_KNOWN: u32 = FLAG_ID | FLAG_EXPIRY | FLAG_USER | FLAG_ORIGIN;
+/// No extension: the payload begins with a note ([`super::moved`]).
+const FLAG_NOTE: u32 = 16;
+const FLAGS_KNOWN: u32 = FLAG_ID | FLAG_EXPIRY | FLAG_USER | FLAG_ORIGIN | FLAG_NOTE;
 
 const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN as usize));
 const _: () = assert!(EXTENSION_MAX == 8 + 8 + 8 + 16);
@@ -100,6 +102,8 @@ pub(crate) struct Frame {
     pub(crate) starts_before: u32,
     /// Where a moved item came from: queue id, item id.
     pub(crate) origin: Option<(u64, u64)>,
+    /// The payload begins with a note.
+    pub(crate) noted: bool,
 }
 
 impl Frame {
@@ -116,6 +120,9 @@ impl Frame {
         }
         if self.origin.is_some() {
             flags |= FLAG_ORIGIN;
+        }
+        if self.noted {
+            flags |= FLAG_NOTE;
         }
         flags
     }
@@ -233,6 +240,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
         user_flags,
         starts_before,
         origin,
+        noted: flags & FLAG_NOTE != 0,
     })
 }
 
@@ -245,7 +253,7 @@ mod tests {
         (
             (0u8..4, 0..=PAYLOAD_MAX, any::<u32>(), 0..=ORDINAL_MAX),
             (any::<u32>(), 0u32..1 << 20, any::<Option<u64>>(), any::<Option<u64>>()),
-            (any::<u32>(), any::<u32>(), any::<Option<(u64, u64)>>()),
+            (any::<u32>(), any::<u32>(), any::<Option<(u64, u64)>>(), any::<bool>()),
         )
             .prop_map(
                 |((kind, payload_len, payload_crc, ordinal), (time_delta, synced, id, expiry_ms), rest)| Frame {
@@ -260,6 +268,7 @@ mod tests {
                     user_flags: rest.0,
                     starts_before: rest.1,
                     origin: rest.2,
+                    noted: rest.3,
                 },
             )
     }
@@ -310,6 +319,7 @@ mod tests {
             user_flags: 0,
             starts_before: 0,
             origin: None,
+            noted: false,
         };
         let mut out = [0; HEADER_BYTES + EXTENSION_MAX];
         let len = encode(&frame, Salt(1), 4096, &mut out);

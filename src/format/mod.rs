@@ -7,6 +7,7 @@
 pub(crate) mod frame;
 pub(crate) mod header;
 pub(crate) mod meta;
+pub(crate) mod moved;
 pub(crate) mod name;
 
 /// The version that this crate writes and the highest it reads.

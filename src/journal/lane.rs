@@ -21,7 +21,7 @@ pub(crate) const BLOCK_LANES: u32 = 504;
 pub(crate) const TAG: usize = 8;
 const DONE: u8 = 0xE5;
 const IN_FLIGHT: u8 = 0x20;
-const STARTS_MAX: u8 = 0x1F;
+pub(crate) const STARTS_MAX: u8 = 0x1F;
 
 const _: () = assert!(TAG + BLOCK_LANES as usize == BLOCK);
 

@@ -10,13 +10,15 @@
 
 pub(crate) mod commit;
 pub(crate) mod lane;
+pub(crate) mod letters;
+pub(crate) mod moves;
 pub(crate) mod pool;
 pub(crate) mod progress;
 pub(crate) mod recovery;
 pub(crate) mod segment;
 pub(crate) mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -81,6 +83,17 @@ pub(crate) struct NewItem<'a> {
     pub(crate) payload: &'a [u8],
     pub(crate) expiry_ms: u64,
     pub(crate) user_flags: u32,
+    pub(crate) moved: Option<Moved>,
+}
+
+/// What a frame says of the item that it takes the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Queue id, item id.
+    pub(crate) origin: (u64, u64),
+    pub(crate) starts: u32,
+    /// The payload begins with a note.
+    pub(crate) noted: bool,
 }
 
 #[derive(Debug)]
@@ -156,6 +169,15 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// All its items are done, or cleared.
+    fn is_spent(&self) -> bool {
+        self.cleared
+            || match &self.open {
+                Some(segment) => segment.is_spent() || (planted::is(Bug::FreeBeforeDone) && segment.is_sealed()),
+                None => self.sealed && self.done >= self.extent.count,
+            }
+    }
+
     /// Somebody beside the table uses it.
     fn is_held(&self) -> bool {
         self.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1)
@@ -443,8 +465,9 @@ impl Journal {
             id: None,
             expiry_ms: (item.expiry_ms != NEVER_MS).then_some(item.expiry_ms),
             user_flags: item.user_flags,
-            starts_before: 0,
-            origin: None,
+            starts_before: item.moved.map_or(0, |moved| moved.starts),
+            origin: item.moved.map(|moved| moved.origin),
+            noted: item.moved.is_some_and(|moved| moved.noted),
         };
         let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
         let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
@@ -745,6 +768,43 @@ impl Journal {
         }
     }
 
+    /// The queue's number, which its frames are known by in other journals.
+    pub(crate) fn queue_id(&self) -> u64 {
+        self.meta.lock().meta.queue_id
+    }
+
+    /// Items up to this id were cleared.
+    pub(crate) fn cleared(&self) -> u64 {
+        self.meta.lock().meta.clear_id
+    }
+
+    /// Shows the frame of every item from the id `first` on that is still there, done ones too: segment, id, offset, frame.
+    /// What is damaged is passed over.
+    pub(crate) fn walk(&self, first: u64, mut show: impl FnMut(&Arc<Segment>, u64, u32, &Frame)) -> io::Result<()> {
+        let numbers: Vec<u64> = self.table.lock().keys().copied().collect();
+        for number in numbers {
+            let Some(segment) = self.segment(number)? else { continue };
+            if segment.first_id.saturating_add(segment.count().into()) <= first {
+                continue;
+            }
+            let (mut offset, end) = (FRAMES_AT, segment.end());
+            while offset < end {
+                let Some(frame) = segment.frame_at(offset, end)? else {
+                    offset += frame::ALIGN;
+                    continue;
+                };
+                if frame.kind.is_item() {
+                    let id = frame.id.unwrap_or(segment.first_id + u64::from(frame.ordinal));
+                    if id >= first {
+                        show(&segment, id, offset, &frame);
+                    }
+                }
+                offset += frame.total_len();
+            }
+        }
+        Ok(())
+    }
+
     /// Closes sealed segments above `above` that nobody uses, so that a long backlog holds neither maps nor descriptors.
     /// With `durable_only`, those that a sync has covered: an error of writing back is told to descriptors that were open.
     pub(crate) fn rest_unused(&self, above: u64, durable_only: bool) {
@@ -919,6 +979,7 @@ impl Journal {
             user_flags: 0,
             starts_before: 0,
             origin: None,
+            noted: false,
         };
         if synced_to < tail.end || tail.end + frame.total_len() > tail.limit {
             return Ok(());
@@ -932,18 +993,20 @@ impl Journal {
         Ok(())
     }
 
-    /// Frees every segment whose items are all done, wherever it lies. `in_use` says whether the reader still holds places
-    /// in a segment. Returns whether one had to be left because somebody holds it.
-    pub(crate) fn free_spent(&self, in_use: impl Fn(u64) -> bool) -> io::Result<bool> {
+    /// The segments whose items are all done, or cleared.
+    pub(crate) fn spent(&self) -> BTreeSet<u64> {
+        let table = self.table.lock();
+        table.iter().filter(|(_, entry)| entry.is_spent()).map(|(number, _)| *number).collect()
+    }
+
+    /// Frees those segments of `listed` whose items are all done, wherever they lie. Returns whether one had to be left
+    /// because somebody holds it.
+    pub(crate) fn free_spent(&self, listed: &BTreeSet<u64>) -> io::Result<bool> {
         let mut left = false;
         let spent: Vec<Spent> = {
             let table = self.table.lock();
             let spent = table.iter().filter(|(number, entry)| {
-                let spent = match &entry.open {
-                    Some(segment) => segment.is_spent() || (planted::is(Bug::FreeBeforeDone) && segment.is_sealed()),
-                    None => entry.sealed && entry.done >= entry.extent.count,
-                };
-                if !(spent || entry.cleared) || (!planted::is(Bug::FreeBeforeDone) && in_use(**number)) {
+                if !listed.contains(*number) || !entry.is_spent() {
                     return false;
                 }
                 let held = entry.is_held();
@@ -1094,7 +1157,10 @@ struct Write {
 
 /// At most this many bytes of frame.
 fn frame_bytes(item: &NewItem<'_>) -> u64 {
-    let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 } + if item.user_flags != 0 { 8 } else { 0 };
+    let user = item.user_flags != 0 || item.moved.is_some_and(|moved| moved.starts != 0);
+    let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 }
+        + if user { 8 } else { 0 }
+        + if item.moved.is_some() { 16 } else { 0 };
     (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64).next_multiple_of(u64::from(frame::ALIGN))
 }
 

@@ -1,8 +1,9 @@
 //! What a queue is made of, and what is done to it as a whole: options, clear, sync, upkeep, its end. How an item comes in is
 //! [`super::put`]'s story, how one goes out [`super::take`]'s.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -13,10 +14,12 @@ use crate::error::{GetError, SyncError};
 use crate::ids::{self, ItemId};
 use crate::journal::Journal;
 use crate::journal::lane::Lane;
+use crate::journal::moves::Moves;
 use crate::options::{Durability, QueueOptions};
+use crate::queue::handoff::Neighbours;
 use crate::queue::put::Limits;
 use crate::reader::waiters::Wakes;
-use crate::reader::{Reader, Rules};
+use crate::reader::{Finds, Reader, Rules};
 use crate::stats::{QueueStats, RecoveryReport};
 use crate::upkeep::{Chore, Upkeep};
 
@@ -25,7 +28,6 @@ const TEND_MS: u64 = 1000;
 const HOUR_MS: u64 = 3_600_000;
 
 /// What all queues of a set share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) disk: Disk,
     pub(crate) clock: Clock,
@@ -34,6 +36,21 @@ pub(crate) struct Shared {
     pub(crate) closed: AtomicBool,
     pub(crate) read_only: bool,
     pub(crate) salvage: bool,
+    pub(crate) moves: Moves,
+    /// The mark of an item that moved could not be stored: the next open must look for it.
+    pub(crate) unmarked: AtomicBool,
+    /// Nothing is freed while the journals are looked through for moves that were interrupted.
+    pub(crate) settling: AtomicBool,
+    pub(crate) neighbours: OnceLock<Weak<dyn Neighbours>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("closed", &self.closed)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A queue.
@@ -47,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) options: RwLock<QueueOptions>,
     /// What a put needs of the options, under the tail lock's eyes: read without a lock, written with it.
     pub(super) durability: AtomicU64,
+    /// [`ENDLESS`]: open items are held as long as their consumers like.
+    pub(super) lease_ms: AtomicU64,
     pub(crate) limits: RwLock<Limits>,
     pub(crate) report: RecoveryReport,
     pub(crate) create_ms: u64,
@@ -56,6 +75,8 @@ pub(crate) struct Core {
     sync_rung: AtomicBool,
     /// What was appended when the queue was last looked after.
     tended_id: AtomicU64,
+    /// The queues whose items were moved here since their marks were last made durable.
+    pub(super) debts: Mutex<Vec<Weak<Core>>>,
     /// Tells this load of the queue from every other in the process.
     pub(crate) life: u64,
     pub(super) me: Weak<Core>,
@@ -108,12 +129,14 @@ impl Core {
     ) -> Arc<Core> {
         reader.memory_bytes = options.memory_bytes;
         reader.max_age_ms = options.max_age_ms();
+        reader.max_attempts = options.attempts_in(&name);
         Arc::new_cyclic(|me| Core {
             name,
             shared,
             journal,
             reader: Mutex::new(reader),
             durability: AtomicU64::new(durability_code(&options)),
+            lease_ms: AtomicU64::new(options.lease_ms()),
             limits: RwLock::new(Limits::of(&options)),
             options: RwLock::new(options),
             report,
@@ -122,6 +145,7 @@ impl Core {
             tending: AtomicBool::new(false),
             sync_rung: AtomicBool::new(false),
             tended_id: AtomicU64::new(0),
+            debts: Mutex::new(Vec::new()),
             life: ids::next_life(),
             me: me.clone(),
         })
@@ -134,10 +158,12 @@ impl Core {
             let mut tail = self.journal.tail.lock();
             self.journal.set_segment_bytes(&mut tail, options.segment_bytes);
             self.durability.store(durability_code(&options), Ordering::Relaxed);
+            self.lease_ms.store(options.lease_ms(), Ordering::Relaxed);
             *self.limits.write() = Limits::of(&options);
             let mut reader = self.reader.lock();
             reader.memory_bytes = options.memory_bytes;
             reader.max_age_ms = options.max_age_ms();
+            reader.max_attempts = options.attempts_in(&self.name);
             reader.room(&mut wakes);
             *self.options.write() = options;
         }
@@ -184,12 +210,10 @@ impl Core {
         let rules = self.rules();
         let swept = reader.sweep(&self.journal, rules, max);
         reader.room(&mut wakes);
-        let spent = std::mem::take(&mut reader.spent);
+        let finds = reader.finds();
         drop(reader);
         wakes.wake();
-        if spent {
-            self.ring_free();
-        }
+        self.ring_for(finds);
         swept.map_err(|error| self.take_error(error))
     }
 
@@ -252,6 +276,17 @@ impl Core {
 
     // ---- upkeep
 
+    /// Has done what a reader found.
+    #[inline]
+    pub(crate) fn ring_for(&self, finds: Finds) {
+        if finds.spent {
+            self.ring_free();
+        }
+        if finds.doomed {
+            self.shared.upkeep.ring(Chore::Bury(self.me.clone()));
+        }
+    }
+
     pub(crate) fn ring_free(&self) {
         self.shared.upkeep.ring(Chore::Free(self.me.clone()));
     }
@@ -311,12 +346,27 @@ impl Core {
             reader.let_go();
             reader.reading()
         };
-        let left = self.journal.free_spent(|_| false);
+        let left = self.free_round();
         self.journal.rest_unused(above, self.durability.load(Ordering::Relaxed) != OS);
         let mut wakes = Wakes::default();
         self.reader.lock().room(&mut wakes);
         wakes.wake();
         left.unwrap_or(false)
+    }
+
+    fn free_round(&self) -> std::io::Result<bool> {
+        if self.shared.settling.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        // First listed, then paid for: what is listed holds no item whose move begins only now.
+        let spent = self.journal.spent();
+        if spent.is_empty() {
+            return Ok(false);
+        }
+        if !self.pay() {
+            return Ok(true);
+        }
+        self.journal.free_spent(&spent)
     }
 
     /// What there is to do by time. `None`: nothing more, until somebody rings again.
@@ -344,11 +394,14 @@ impl Core {
             let _ = self.sweep(max_sweep.into());
             self.ring_later();
         }
+        if self.reader.lock().has_doomed() {
+            self.bury();
+        }
         self.free_spent();
         None
     }
 
-    fn ring_later(&self) {
+    pub(super) fn ring_later(&self) {
         self.ring_tend_now();
     }
 
@@ -375,6 +428,7 @@ impl Core {
             }
         }
         reader.open.clear();
+        reader.leases.clear();
         reader.let_go();
         drop(reader);
         drop(tail);
@@ -392,7 +446,7 @@ impl Core {
             return Ok(());
         }
         self.sync_round()?;
-        let _ = self.journal.free_spent(|_| false);
+        let _ = self.free_round();
         self.journal.seal_clean().map_err(|error| self.sync_error(Arc::new(error)))
     }
 
@@ -435,6 +489,8 @@ impl Core {
                 .filter(|held| now_ms.saturating_sub(held.since_ms) > HOUR_MS)
                 .count() as u64,
             damaged_items: counts.damaged,
+            leases_ended: counts.leases_ended,
+            dead_lettered: counts.dead_lettered,
         }
     }
 }

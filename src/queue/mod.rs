@@ -2,6 +2,7 @@
 
 pub(crate) mod core;
 pub(crate) mod futures;
+pub(crate) mod handoff;
 pub(crate) mod open_item;
 pub(crate) mod put;
 pub(crate) mod take;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::core::{Core, Patience};
-use self::put::Room;
+use self::put::{New, Room};
 use self::take::{Mode, Took};
 use crate::error::{CloseError, Error, GetError, OptionsError, PutError, SyncError};
 use crate::ids::ItemId;
@@ -96,7 +97,7 @@ impl Queue {
         if self.core.reader.lock().closed {
             return Err(OptionsError::Closed);
         }
-        options.check()?;
+        options.check_for(self.name())?;
         if options.journal != self.core.has_journal() {
             return Err(OptionsError::Journal { queue: self.name().to_owned(), items: self.len() });
         }
@@ -159,7 +160,7 @@ impl Queue {
     /// # }
     /// ```
     pub fn append(&self, data: impl AsRef<[u8]>) -> Result<ItemId, PutError> {
-        self.core.put(&[data.as_ref()], &PutOptions::new(), Room::ByPolicy, true, &mut Vec::new())
+        self.core.put(New::items(&[data.as_ref()]), &PutOptions::new(), Room::ByPolicy, true, &mut Vec::new())
     }
 
     /// Puts an item with an expiry, a durability or flags of its own.
@@ -167,7 +168,7 @@ impl Queue {
     /// # Errors
     /// As [`put`](Queue::put).
     pub fn put_with(&self, data: impl AsRef<[u8]>, options: &PutOptions) -> Result<ItemId, PutError> {
-        self.core.put(&[data.as_ref()], options, Room::ByPolicy, false, &mut Vec::new())
+        self.core.put(New::items(&[data.as_ref()]), options, Room::ByPolicy, false, &mut Vec::new())
     }
 
     /// As [`put`](Queue::put), but in a full queue waits for room until the time is over, whatever `when_full` says (under
@@ -177,7 +178,7 @@ impl Queue {
     /// As [`put`](Queue::put); [`PutError::Full`] if there was no room in time, [`PutError::Closed`] if the queue went away.
     pub fn put_timeout(&self, data: impl AsRef<[u8]>, timeout: Duration) -> Result<ItemId, PutError> {
         let room = Room::Within(Patience::lasting(timeout));
-        self.core.put(&[data.as_ref()], &PutOptions::new(), room, false, &mut Vec::new())
+        self.core.put(New::items(&[data.as_ref()]), &PutOptions::new(), room, false, &mut Vec::new())
     }
 
     /// Puts all items, next to each other, or none: also across a crash, and also against the limits.
@@ -209,7 +210,7 @@ impl Queue {
         if payloads.is_empty() {
             return Ok(ids);
         }
-        let last = self.core.put(&payloads, &PutOptions::new(), Room::ByPolicy, false, &mut ids)?;
+        let last = self.core.put(New::items(&payloads), &PutOptions::new(), Room::ByPolicy, false, &mut ids)?;
         if ids.is_empty() {
             ids.push(last);
         }
@@ -505,6 +506,11 @@ impl Queue {
             return Ok(false);
         }
         self.core.close_item(token.id, token.serial)
+    }
+
+    /// Sets the lease of the open item that a token names, as [`OpenItem::extend`] does.
+    pub fn extend_token(&self, token: OpenToken, lease: Duration) -> bool {
+        token.life == self.core.life && self.core.extend_lease(token.id, token.serial, lease)
     }
 
     /// Aborts the open item that a token names. `false`: it was ended before, or never was.

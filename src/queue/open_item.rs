@@ -3,16 +3,24 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::error::{CloseError, SyncError};
+use crate::error::{CloseError, Error, MoveFault, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
-use crate::queue::core::Core;
+use crate::options::PutOptions;
+use crate::queue::Queue;
+use crate::queue::core::{Core, Patience};
+use crate::queue::handoff::Successor;
+use crate::queue::put::Room;
 
 /// An item that this consumer holds: nobody else gets it until it is closed, aborted or dropped.
 ///
 /// - [`close`](OpenItem::close): done, for good.
 /// - [`abort`](OpenItem::abort), or dropping it: back in its place, before all younger items. No I/O but one byte stored.
+/// - [`close_into`](OpenItem::close_into): done, and another item put in its place as one act.
+/// - [`dead_letter`](OpenItem::dead_letter): given up, moved aside with the reason.
+/// - Held beyond the queue's [`lease`](crate::QueueOptions::lease): back in its place by itself.
 /// - Leaked (`mem::forget`): held until the set is opened anew; shown in
 ///   [`QueueStats::open_items`](crate::QueueStats::open_items).
 ///
@@ -82,15 +90,16 @@ impl OpenItem {
     /// is `Ok`.
     ///
     /// # Errors
-    /// [`CloseError::Closed`] after the set was closed or the queue deleted; [`CloseError::Io`] if the mark could not be
-    /// stored: the item goes back to its queue; [`CloseError::Forked`] in a forked child.
+    /// [`CloseError::Closed`] after the set was closed or the queue deleted; [`CloseError::LeaseEnded`] if the item was given
+    /// back before; [`CloseError::Io`] if the mark could not be stored: the item goes back to its queue;
+    /// [`CloseError::Forked`] in a forked child.
     #[doc(alias = "ack")]
     #[doc(alias = "commit")]
     #[doc(alias = "confirm")]
     pub fn close(mut self) -> Result<(), CloseError> {
         let id = self.id_number();
         self.item = None;
-        self.core.close_item(id, self.serial).map(|_| ())
+        if self.core.close_item(id, self.serial)? { Ok(()) } else { Err(CloseError::LeaseEnded) }
     }
 
     /// As [`close`](OpenItem::close), and waits until the device has it.
@@ -105,6 +114,105 @@ impl OpenItem {
             SyncError::Forked => CloseError::Forked,
             other => CloseError::Sync(other),
         })
+    }
+
+    /// Closes the item and puts `payload` into `into` as one act: after a crash at any moment there is either the old item or
+    /// the new one, never both and never neither. `into` is any queue of the same set, also the item's own.
+    ///
+    /// This is what one step of a chain does with its result. Kestrel called it *continue*.
+    ///
+    /// # Durability
+    /// The new item is put with `into`'s durability, or better: where the old one was durable, this waits for the device, so
+    /// that no power cut takes both. Under [`Durability::Os`](crate::Durability::Os) a power cut may, as it may take any item.
+    /// The first move between two queues costs one more sync.
+    ///
+    /// # Errors
+    /// [`MoveError`], with the item still open in it: `into` is full (this never waits for room), the medium is, the item's
+    /// lease has ended, ….
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let (fetch, index) = (set.queue("fetch")?, set.queue("index")?);
+    /// fetch.put("page 1")?;
+    /// let job = fetch.open()?;
+    /// job.close_into(&index, "text of page 1")?;
+    /// assert_eq!((fetch.len(), index.len()), (0, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "continue")]
+    #[doc(alias = "forward")]
+    pub fn close_into(self, into: &Queue, payload: impl AsRef<[u8]>) -> Result<ItemId, MoveError> {
+        self.close_into_with(into, payload, &PutOptions::new())
+    }
+
+    /// As [`close_into`](OpenItem::close_into), with an expiry, flags or a durability of the new item's own.
+    ///
+    /// # Errors
+    /// As `close_into`.
+    pub fn close_into_with(
+        mut self,
+        into: &Queue,
+        payload: impl AsRef<[u8]>,
+        options: &PutOptions,
+    ) -> Result<ItemId, MoveError> {
+        let successor = Successor { payload: payload.as_ref(), note_len: 0, starts: 0, options: options.clone() };
+        let room = Room::Within(Patience::None);
+        match self.core.close_into(self.id_number(), self.serial, &into.core, &successor, room) {
+            Ok(id) => {
+                self.item = None;
+                Ok(id)
+            }
+            Err(fault) => Err(MoveError::new(self, fault)),
+        }
+    }
+
+    /// Moves the item to the queue's [`dead_letters`](crate::QueueOptions::dead_letters), with the reason, as one act; it can
+    /// be read there with [`Item::dead_letter`]. For items that no retry will help.
+    ///
+    /// # Durability
+    /// As [`close_into`](OpenItem::close_into).
+    ///
+    /// # Errors
+    /// As `close_into`; [`MoveFault::NoDeadLetters`](crate::MoveFault::NoDeadLetters) if the option is not set.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use kestrel_core::{QueueOptions, QueueSet};
+    /// let set = QueueSet::open(dir.path())?;
+    /// let mail = set.queue_with("mail", QueueOptions::default().dead_letters("undelivered"))?;
+    /// mail.put("to: nobody@nowhere")?;
+    /// mail.open()?.dead_letter("no such host")?;
+    /// let letter = set.queue("undelivered")?.get()?;
+    /// assert_eq!(letter.data(), b"to: nobody@nowhere");
+    /// assert_eq!(letter.dead_letter().map(|dead| dead.reason.as_str()), Some("no such host"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "reject")]
+    #[doc(alias = "bury")]
+    pub fn dead_letter(mut self, reason: &str) -> Result<ItemId, MoveError> {
+        let flags = self.flags();
+        match self.core.dead_letter(self.id_number(), self.serial, self.data(), flags, reason) {
+            Ok(id) => {
+                self.item = None;
+                Ok(id)
+            }
+            Err(fault) => Err(MoveError::new(self, fault)),
+        }
+    }
+
+    /// Sets the item's lease anew: it comes back by itself when `lease` from now is over, whatever
+    /// [`QueueOptions::lease`](crate::QueueOptions::lease) says. `Duration::MAX`: never.
+    ///
+    /// `false`: too late, the lease has ended (or the queue is closed) and nothing was changed; the item may be in other hands.
+    #[doc(alias = "touch")]
+    #[doc(alias = "heartbeat")]
+    pub fn extend(&self, lease: Duration) -> bool {
+        self.core.extend_lease(self.id_number(), self.serial, lease)
     }
 
     /// Gives the item back: it is the next to be delivered, unless older items were given back too, which come first.
@@ -136,7 +244,8 @@ impl Deref for OpenItem {
     type Target = Item;
 
     fn deref(&self) -> &Item {
-        static EMPTY: Item = Item { id: 0, payload: Vec::new(), put_ms: 0, expiry_ms: 0, user_flags: 0, attempts: 0 };
+        static EMPTY: Item =
+            Item { id: 0, payload: Vec::new(), put_ms: 0, expiry_ms: 0, user_flags: 0, attempts: 0, dead_letter: None };
         // Only methods that consume the guard empty it, so that nobody can look afterwards.
         self.item.as_ref().unwrap_or(&EMPTY)
     }
@@ -151,5 +260,53 @@ impl AsRef<[u8]> for OpenItem {
 impl fmt::Debug for OpenItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpenItem").field("queue", &self.core.name).field("item", &self.item).finish_non_exhaustive()
+    }
+}
+
+/// Why an item could not be moved. Nothing has changed, unless the fault says otherwise; the item is still open.
+#[derive(Debug)]
+pub struct MoveError(Box<NotMoved>);
+
+#[derive(Debug)]
+struct NotMoved {
+    item: Option<OpenItem>,
+    fault: MoveFault,
+}
+
+impl MoveError {
+    pub(crate) fn new(item: OpenItem, fault: MoveFault) -> MoveError {
+        // What is no longer in this consumer's hands is not given back to it.
+        let lost = matches!(fault, MoveFault::LeaseEnded | MoveFault::Closed | MoveFault::Forked);
+        MoveError(Box::new(NotMoved { item: (!lost).then_some(item), fault }))
+    }
+
+    /// Why.
+    pub fn fault(&self) -> &MoveFault {
+        &self.0.fault
+    }
+
+    /// The item, still open, to be ended otherwise; dropping this error aborts it. `None` if it is no longer held: its lease
+    /// has ended, or its queue is closed.
+    pub fn into_item(self) -> Option<OpenItem> {
+        self.0.item
+    }
+}
+
+impl fmt::Display for MoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the item was not moved")
+    }
+}
+
+impl std::error::Error for MoveError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0.fault)
+    }
+}
+
+impl From<MoveError> for Error {
+    /// Gives the item back: an umbrella holds no open items.
+    fn from(error: MoveError) -> Error {
+        Error::Move(error.0.fault)
     }
 }

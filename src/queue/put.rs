@@ -7,13 +7,34 @@ use std::time::Instant;
 use crate::clock::Clock;
 use crate::error::{Limit, PutError};
 use crate::ids::{ItemId, NEVER_MS};
-use crate::journal::{AppendError, NewItem};
+use crate::journal::{AppendError, Moved, NewItem};
 use crate::options::{Durability, Expiry, PutOptions, QueueOptions, WhenFull};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience, SYNC};
-use crate::reader::Reader;
 use crate::reader::waiters::{Ticket, Wakes};
+use crate::reader::{Finds, Reader};
 use crate::upkeep::Chore;
+
+/// What is put.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct New<'a> {
+    /// One item, or a batch.
+    pub(crate) payloads: &'a [&'a [u8]],
+    /// What the one item takes the place of.
+    pub(crate) moved: Option<Moved>,
+    /// Bytes before the one payload that no limit counts.
+    pub(crate) note_len: usize,
+}
+
+impl<'a> New<'a> {
+    pub(crate) fn items(payloads: &'a [&'a [u8]]) -> New<'a> {
+        New { payloads, moved: None, note_len: 0 }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.payloads.iter().map(|p| p.len() as u64).sum()
+    }
+}
 
 /// How long a put waits for room.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +105,7 @@ impl Core {
     /// Stores one item, or a batch whole, and waits as long as its durability says unless `no_wait`.
     pub(crate) fn put(
         &self,
-        payloads: &[&[u8]],
+        new: New<'_>,
         options: &PutOptions,
         room: Room,
         no_wait: bool,
@@ -97,10 +118,9 @@ impl Core {
             return Err(PutError::ReadOnly);
         }
         let must_sync = self.must_sync(options.durability);
-        let total = payloads.iter().map(|p| p.len() as u64).sum::<u64>();
         let mut ticket: Option<SpaceTicket<'_>> = None;
         loop {
-            let tried = self.try_put(payloads, total, options, must_sync, &mut ticket, room, ids);
+            let tried = self.try_put(new, options, must_sync, &mut ticket, room, ids);
             match tried {
                 Err(PutError::Full { limit: Limit::Disk, .. }) if self.make_disk_room() => {}
                 Err(error) => return Err(error),
@@ -117,7 +137,7 @@ impl Core {
                     // Refused for now, and in the line of those who wait for room.
                     let waits = ticket.as_ref().is_some_and(|t| t.ticket.sleep(room.deadline()));
                     if !waits {
-                        return Err(PutError::Full { queue: self.name.clone(), limit: self.broken(payloads, total) });
+                        return Err(PutError::Full { queue: self.name.clone(), limit: self.broken(new) });
                     }
                 }
             }
@@ -132,7 +152,10 @@ impl Core {
         let spent = {
             let mut reader = self.reader.lock();
             while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {}
-            std::mem::take(&mut reader.spent)
+            let finds = reader.finds();
+            drop(reader);
+            self.ring_for(Finds { spent: false, ..finds });
+            finds.spent
         };
         if spent {
             self.free_spent();
@@ -140,9 +163,9 @@ impl Core {
         spent
     }
 
-    fn broken(&self, payloads: &[&[u8]], total: u64) -> Limit {
+    fn broken(&self, new: New<'_>) -> Limit {
         let limits = *self.limits.read();
-        limits.broken(&self.reader.lock(), payloads.len() as u64, total).unwrap_or(Limit::Items)
+        limits.broken(&self.reader.lock(), new.payloads.len() as u64, new.bytes()).unwrap_or(Limit::Items)
     }
 
     fn must_sync(&self, asked: Option<Durability>) -> bool {
@@ -154,11 +177,9 @@ impl Core {
     }
 
     /// `Ok(None)`: no room; `ticket` stands in the line.
-    #[expect(clippy::too_many_arguments, reason = "one story; its callers are the two lines above")]
     fn try_put<'a>(
         &'a self,
-        payloads: &[&[u8]],
-        total: u64,
+        new: New<'_>,
         options: &PutOptions,
         must_sync: bool,
         ticket: &mut Option<SpaceTicket<'a>>,
@@ -168,9 +189,11 @@ impl Core {
         let mut wakes = Wakes::default();
         let mut tail = self.journal.tail.lock();
         let limits = *self.limits.read();
+        let New { payloads, moved, note_len } = new;
         for payload in payloads {
-            if payload.len() as u64 > u64::from(limits.max_item_size) {
-                return Err(PutError::TooLarge { len: payload.len() as u64, max: limits.max_item_size.into() });
+            let len = (payload.len() - note_len) as u64;
+            if len > u64::from(limits.max_item_size) {
+                return Err(PutError::TooLarge { len, max: limits.max_item_size.into() });
             }
         }
         if tail.closed {
@@ -181,7 +204,7 @@ impl Core {
             return Err(PutError::Failed { queue: self.name.clone(), source });
         }
         if limits.bounded || ticket.is_some() {
-            let items = payloads.len() as u64;
+            let (items, total) = (payloads.len() as u64, new.bytes());
             if let Some(limit) = limits.hopeless(items, total) {
                 return Err(full(limit));
             }
@@ -226,16 +249,14 @@ impl Core {
                     return Ok(None);
                 }
             }
-            let spent = std::mem::take(&mut reader.spent);
+            let finds = reader.finds();
             drop(reader);
-            if spent {
-                self.ring_free();
-            }
+            self.ring_for(finds);
         }
 
         let put_ms = self.shared.clock.now_ms();
         let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
-        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags };
+        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags, moved };
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let last = if let [payload] = payloads {
             let place = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;

@@ -3,16 +3,20 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
+use std::time::Duration;
 
 use crate::error::{CloseError, GetError};
 use crate::ids::{ItemId, Place};
-use crate::item::Item;
+use crate::item::{DeadLetter, Item};
 use crate::journal::lane::Lane;
+use crate::journal::letters;
 use crate::journal::segment::Segment;
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
+use crate::reader::leases::ENDLESS;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Held, Reader, TakeError, Taken};
+use crate::upkeep::Chore;
 
 /// Whether a taken item is done at once or held open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +58,7 @@ impl Core {
             let taken = match reader.take_after(&self.journal, rules, ahead) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
-                    let spent = std::mem::take(&mut reader.spent);
+                    let finds = reader.finds();
                     if let Some(ticket) = ticket {
                         reader.line.rejoin(ticket);
                     }
@@ -62,9 +66,7 @@ impl Core {
                     reader.room(&mut wakes);
                     drop(reader);
                     wakes.wake();
-                    if spent {
-                        self.ring_free();
-                    }
+                    self.ring_for(finds);
                     return Ok(if ticket.is_some() { Took::NotYet } else { Took::Nothing });
                 }
                 Err(error) => {
@@ -101,18 +103,20 @@ impl Core {
             if mode == Mode::Open {
                 reader.counts.transactions += 1;
                 serial = reader.hold(&taken, starts, rules.now_ms);
+                let lease_ms = self.lease_ms.load(Ordering::Relaxed);
+                if lease_ms != ENDLESS {
+                    self.begin_lease(&mut reader, taken.place.id, serial, lease_ms);
+                }
                 let lane = Lane::InFlight { starts: u8::try_from(starts).unwrap_or(u8::MAX) };
                 // A start that cannot be counted is still a start; the close will tell of the medium.
                 if !planted::is(Bug::StartNotMarked) {
                     let _ = taken.segment.mark(taken.place.ordinal, lane);
                 }
             }
-            let spent = std::mem::take(&mut reader.spent);
+            let finds = reader.finds();
             drop(reader);
             wakes.wake();
-            if spent {
-                self.ring_free();
-            }
+            self.ring_for(finds);
 
             // The payload is copied without the lock: the segment cannot be freed while it is in hand.
             match self.journal.read(&taken.segment, &taken.place) {
@@ -122,14 +126,7 @@ impl Core {
                         self.finish(&taken.segment, &place)
                             .map_err(|error| self.undo(&taken, mode, serial, before, Some(error)))?;
                     }
-                    let item = Item {
-                        id: place.id,
-                        payload,
-                        put_ms: place.put_ms,
-                        expiry_ms: place.expiry_ms,
-                        user_flags: place.user_flags,
-                        attempts: starts,
-                    };
+                    let item = item_of(&taken.segment, &place, payload, starts);
                     return Ok(Took::Item(Given { item, serial }));
                 }
                 Ok(None) if self.shared.salvage => {
@@ -185,7 +182,7 @@ impl Core {
         }
     }
 
-    fn finish(&self, segment: &Segment, place: &Place) -> std::io::Result<()> {
+    pub(super) fn finish(&self, segment: &Segment, place: &Place) -> std::io::Result<()> {
         if segment.mark_done(place.ordinal)? {
             self.ring_free();
         }
@@ -310,9 +307,12 @@ impl Core {
         };
         if let Err(error) = self.finish(segment, &held.place) {
             let number = segment.number;
-            let wakes = self.give_back(&mut reader, held);
+            let mut wakes = Wakes::default();
+            self.give_back(&mut reader, held, &mut wakes);
+            let finds = reader.finds();
             drop(reader);
             wakes.wake();
+            self.ring_for(finds);
             return Err(CloseError::Io { queue: self.name.clone(), segment: number, source: Arc::new(error) });
         }
         Ok(true)
@@ -331,22 +331,71 @@ impl Core {
             return false;
         };
         reader.counts.aborts += 1;
-        let wakes = self.give_back(&mut reader, held);
+        let mut wakes = Wakes::default();
+        self.give_back(&mut reader, held, &mut wakes);
+        let finds = reader.finds();
         drop(reader);
         wakes.wake();
+        self.ring_for(finds);
         true
     }
 
-    fn give_back(&self, reader: &mut Reader, held: Held) -> Wakes {
-        let mut wakes = Wakes::default();
+    /// An item that was released waits again, or leaves if it was its last start.
+    pub(super) fn give_back(&self, reader: &mut Reader, held: Held, wakes: &mut Wakes) {
         // After a clear there is no place to come back to.
-        if let Some(segment) = &held.segment {
-            let starts = u8::try_from(held.starts).unwrap_or(u8::MAX);
-            let _ = segment.mark(held.place.ordinal, Lane::Waiting { starts });
+        let Some(segment) = &held.segment else {
+            return;
+        };
+        let starts = u8::try_from(held.starts).unwrap_or(u8::MAX);
+        let _ = segment.mark(held.place.ordinal, Lane::Waiting { starts });
+        if held.starts >= reader.max_attempts {
+            reader.doom_released(held);
+        } else {
             reader.return_waiting(held.place);
-            reader.promise(&mut wakes);
+            reader.promise(wakes);
         }
-        wakes
+    }
+
+    // ---- leases
+
+    pub(super) fn begin_lease(&self, reader: &mut Reader, id: u64, serial: u64, lease_ms: u64) -> bool {
+        let now_ms = self.shared.disk.mono_exact_ms();
+        let begun = reader.lease(id, serial, now_ms.saturating_add(lease_ms));
+        if begun == Some(true) {
+            self.shared.upkeep.ring(Chore::EndLeases(self.me.clone(), lease_ms));
+        }
+        begun.is_some()
+    }
+
+    /// Ends an opening `lease` from now, instead of when it would have ended. `false`: it has ended before.
+    pub(crate) fn extend_lease(&self, id: u64, serial: u64, lease: Duration) -> bool {
+        if self.is_forked() {
+            return false;
+        }
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(ENDLESS);
+        let mut reader = self.reader.lock();
+        !reader.closed && self.begin_lease(&mut reader, id, serial, lease_ms)
+    }
+
+    /// Gives back what was held too long; says when to look again.
+    pub(crate) fn end_leases(&self) -> Option<u64> {
+        let mut wakes = Wakes::default();
+        let mut reader = self.reader.lock();
+        if self.is_forked() || reader.closed {
+            return None;
+        }
+        let now_ms = self.shared.disk.mono_exact_ms();
+        while let Some(held) = reader.release_overdue(now_ms) {
+            reader.counts.aborts += 1;
+            reader.counts.leases_ended += 1;
+            self.give_back(&mut reader, held, &mut wakes);
+        }
+        let next = reader.leases.next_timer();
+        let finds = reader.finds();
+        drop(reader);
+        wakes.wake();
+        self.ring_for(finds);
+        next.map(|due_ms| due_ms.saturating_sub(now_ms))
     }
 
     pub(crate) fn peek(&self) -> Result<Option<Item>, GetError> {
@@ -371,19 +420,29 @@ impl Core {
         let place = taken.place;
         let starts = taken.segment.lane(place.ordinal).ok().flatten().map_or(0, Lane::starts);
         match self.journal.read(&taken.segment, &place) {
-            Ok(Some(payload)) => Ok(Some(Item {
-                id: place.id,
-                payload,
-                put_ms: place.put_ms,
-                expiry_ms: place.expiry_ms,
-                user_flags: place.user_flags,
-                attempts: starts.into(),
-            })),
+            Ok(Some(payload)) => Ok(Some(item_of(&taken.segment, &place, payload, starts.into()))),
             Ok(None) => {
                 Err(self.take_error(TakeError::Damaged { segment: place.segment, offset: place.offset, id: place.id }))
             }
             Err(error) => Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error })),
         }
+    }
+}
+
+fn item_of(segment: &Segment, place: &Place, mut payload: Vec<u8>, attempts: u32) -> Item {
+    let dead_letter = letters::read(segment, place, &payload).map(|note| {
+        payload.drain(..note.len);
+        let id = ItemId(note.id);
+        Box::new(DeadLetter { queue: note.queue, id, attempts: note.starts, reason: note.reason })
+    });
+    Item {
+        id: place.id,
+        payload,
+        put_ms: place.put_ms,
+        expiry_ms: place.expiry_ms,
+        user_flags: place.user_flags,
+        attempts,
+        dead_letter,
     }
 }
 

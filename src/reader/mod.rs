@@ -13,6 +13,7 @@
 //! reader is *behind*, and the ring is refilled from the journal as it empties. Items that must be durable before they are
 //! delivered are the last `hidden` places of the ring until the group commit publishes them.
 
+pub(crate) mod leases;
 pub(crate) mod waiters;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -26,6 +27,7 @@ use crate::ids::{NEVER_MS, Place};
 use crate::journal::Journal;
 use crate::journal::lane::Lane;
 use crate::journal::segment::{FRAMES_AT, Segment};
+use leases::{ENDLESS, Leases};
 use waiters::{Line, Wakes};
 
 /// Most places in the ring: 4 MiB.
@@ -44,6 +46,18 @@ pub(crate) struct Held {
     pub(crate) since_ms: u64,
     /// Tells this opening of the item from others.
     pub(crate) serial: u64,
+    /// When its lease ends, by the monotonic clock in ms; [`ENDLESS`]: never.
+    pub(crate) due_ms: u64,
+}
+
+/// What a reader has found to be done once its lock is released.
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use = "nobody else finds it again"]
+pub(crate) struct Finds {
+    /// A segment became spent.
+    pub(crate) spent: bool,
+    /// An item is to leave for the dead letters.
+    pub(crate) doomed: bool,
 }
 
 /// Counters since the set was opened; see [`crate::QueueStats`] for their meaning.
@@ -60,6 +74,8 @@ pub(crate) struct Counts {
     pub(crate) clears: u64,
     pub(crate) redelivered: u64,
     pub(crate) damaged: u64,
+    pub(crate) leases_ended: u64,
+    pub(crate) dead_lettered: u64,
     pub(crate) last_age_ms: u64,
 }
 
@@ -117,6 +133,12 @@ pub(crate) struct Reader {
     next_serial: u64,
     /// A segment became spent since this was last looked at.
     pub(crate) spent: bool,
+    pub(crate) leases: Leases,
+    /// Items of `open` that wait to be moved to the dead letters: id, serial.
+    doomed: Vec<(u64, u64)>,
+    doomed_since: bool,
+    /// [`u32::MAX`]: no limit.
+    pub(crate) max_attempts: u32,
     pub(crate) line: Line,
     /// Putters that wait for room.
     pub(crate) space: Line,
@@ -181,6 +203,10 @@ impl Reader {
             open: HashMap::default(),
             next_serial: 0,
             spent: false,
+            leases: Leases::default(),
+            doomed: Vec::new(),
+            doomed_since: false,
+            max_attempts: u32::MAX,
             line: Line::default(),
             space: Line::default(),
             paused: false,
@@ -363,8 +389,23 @@ impl Reader {
                 }
                 continue;
             }
+            if self.max_attempts != u32::MAX
+                && let Ok(Some(lane)) = segment.lane(place.ordinal)
+                && u32::from(lane.starts()) >= self.max_attempts
+            {
+                // Its last start ended with the process, or the limit was lowered.
+                let starts = lane.starts().into();
+                self.hold(&Taken { place, segment }, starts, rules.now_ms);
+                self.doom(place.id);
+                continue;
+            }
             return Ok(Some(Taken { place, segment }));
         }
+    }
+
+    /// What is to be done since the last call, once the lock is released.
+    pub(crate) fn finds(&mut self) -> Finds {
+        Finds { spent: std::mem::take(&mut self.spent), doomed: std::mem::take(&mut self.doomed_since) }
     }
 
     /// The item no longer waits.
@@ -663,7 +704,8 @@ impl Reader {
     pub(crate) fn hold(&mut self, taken: &Taken, starts: u32, since_ms: u64) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let held = Held { place: taken.place, segment: Some(Arc::clone(&taken.segment)), starts, since_ms, serial };
+        let segment = Some(Arc::clone(&taken.segment));
+        let held = Held { place: taken.place, segment, starts, since_ms, serial, due_ms: ENDLESS };
         self.open.insert(taken.place.id, held);
         serial
     }
@@ -671,9 +713,66 @@ impl Reader {
     /// Ends an opening; `None`: it has ended before.
     pub(crate) fn release(&mut self, id: u64, serial: u64) -> Option<Held> {
         match self.open.get(&id) {
-            Some(held) if held.serial == serial => self.open.remove(&id),
+            Some(held) if held.serial == serial => {
+                let held = self.open.remove(&id)?;
+                self.leases.end(held.due_ms, id);
+                Some(held)
+            }
             _ => None,
         }
+    }
+
+    /// Sets when an opening ends by itself; `None`: it has ended before. `Some(true)`: no timer runs that ends as early.
+    pub(crate) fn lease(&mut self, id: u64, serial: u64, due_ms: u64) -> Option<bool> {
+        let held = self.open.get_mut(&id).filter(|held| held.serial == serial)?;
+        self.leases.end(held.due_ms, id);
+        held.due_ms = due_ms;
+        Some(self.leases.begin(due_ms, id))
+    }
+
+    /// Ends the first opening whose lease is over.
+    pub(crate) fn release_overdue(&mut self, now_ms: u64) -> Option<Held> {
+        let id = self.leases.overdue(now_ms)?;
+        let serial = self.open.get(&id)?.serial;
+        self.release(id, serial)
+    }
+
+    /// Takes an open item out of its consumer's hands, on its way to the dead letters.
+    pub(crate) fn doom(&mut self, id: u64) {
+        let serial = self.next_serial;
+        if let Some(held) = self.open.get_mut(&id) {
+            self.next_serial += 1;
+            held.serial = serial;
+            self.leases.end(held.due_ms, id);
+            held.due_ms = ENDLESS;
+            self.doomed.push((id, serial));
+            self.doomed_since = true;
+        }
+    }
+
+    /// As [`Reader::doom`], for an item that was just released.
+    pub(crate) fn doom_released(&mut self, held: Held) {
+        let id = held.place.id;
+        self.open.insert(id, held);
+        self.doom(id);
+    }
+
+    pub(crate) fn has_doomed(&self) -> bool {
+        !self.doomed.is_empty()
+    }
+
+    /// The items that wait to be moved to the dead letters; who takes them returns what could not be moved.
+    pub(crate) fn take_doomed(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.doomed)
+    }
+
+    pub(crate) fn return_doomed(&mut self, id: u64, serial: u64) {
+        self.doomed.push((id, serial));
+    }
+
+    /// An item that waits is done, by what another queue's journal says; called before anything was offered or taken.
+    pub(crate) fn forget(&mut self, place: &Place) {
+        self.gone(place);
     }
 
     /// Everything offered so far is gone; returns how many waited.
@@ -688,6 +787,10 @@ impl Reader {
         self.current = None;
         for held in self.open.values_mut() {
             held.segment = None;
+        }
+        let doomed = std::mem::take(&mut self.doomed);
+        for (id, serial) in doomed {
+            self.release(id, serial);
         }
         self.counts.clears += 1;
         cleared

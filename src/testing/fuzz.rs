@@ -146,6 +146,7 @@ pub fn segment(data: &[u8]) {
                     user_flags: u32::from(edit[7]),
                     starts_before: 0,
                     origin: None,
+                    noted: false,
                 };
                 let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
                 let len = frame::encode(&frame, header.salt, end, &mut head);

@@ -49,22 +49,27 @@ impl World {
         World { dir, set }
     }
 
-    /// The directory as it is at one moment. Upkeep goes on beside the copy: one during which a name came, went or changed
-    /// its file is made again.
+    /// The directory as it is at one moment.
     pub(crate) fn copied(&self) -> tempfile::TempDir {
-        for _ in 0..1_000 {
-            let dir = tempfile::tempdir().expect("a directory");
-            let before = names(self.path());
-            if before.is_ok() && copy_dir(self.path(), dir.path()).is_ok() && names(self.path()).ok() == before.ok() {
-                return dir;
-            }
-        }
-        panic!("the directory never stood still");
+        copy_of(self.path())
     }
 
     pub(crate) fn segments(&self, queue: &str) -> Vec<PathBuf> {
         segments(self.path(), queue)
     }
+}
+
+/// A set's directory as it is at one moment. Upkeep goes on beside the copy: one during which a name came, went or changed its
+/// file is made again.
+pub(crate) fn copy_of(from: &Path) -> tempfile::TempDir {
+    for _ in 0..1_000 {
+        let dir = tempfile::tempdir().expect("a directory");
+        let before = names(from);
+        if before.is_ok() && copy_dir(from, dir.path()).is_ok() && names(from).ok() == before.ok() {
+            return dir;
+        }
+    }
+    panic!("the directory never stood still");
 }
 
 pub(crate) fn segments(dir: &Path, queue: &str) -> Vec<PathBuf> {

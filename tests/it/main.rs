@@ -4,6 +4,7 @@
 mod common;
 mod damage;
 mod futures;
+mod moves;
 mod order;
 mod sets;
 mod space;

@@ -1,0 +1,285 @@
+//! The story of a move: an open item is closed and another takes its place, in the same or another queue, once also across a
+//! crash. What a crash in between means is [`crate::journal::moves`]'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::error::{MoveFault, OpenError};
+use crate::ids::{ItemId, NEVER_MS, Place};
+use crate::journal::Moved;
+use crate::journal::lane::Lane;
+use crate::journal::letters;
+use crate::journal::moves::Running;
+use crate::options::{Durability, PutOptions};
+use crate::planted::{self, Bug};
+use crate::queue::core::{Core, OS, Patience};
+use crate::queue::put::{New, Room};
+use crate::reader::leases::ENDLESS;
+
+/// What a move puts in the place of an item.
+pub(crate) struct Successor<'a> {
+    pub(crate) payload: &'a [u8],
+    /// Bytes of a note before the payload.
+    pub(crate) note_len: usize,
+    pub(crate) starts: u32,
+    pub(crate) options: PutOptions,
+}
+
+/// The other queues of the set.
+pub(crate) trait Neighbours: Send + Sync {
+    /// Opens or creates a queue.
+    fn queue(&self, name: &str) -> Result<Arc<Core>, OpenError>;
+}
+
+impl Core {
+    /// Ends an opening by putting `successor` into `into`. On a fault the item is still open, unless the fault says otherwise.
+    pub(crate) fn close_into(
+        &self,
+        id: u64,
+        serial: u64,
+        into: &Core,
+        successor: &Successor<'_>,
+        room: Room,
+    ) -> Result<ItemId, MoveFault> {
+        if self.is_forked() {
+            return Err(MoveFault::Forked);
+        }
+        if !Arc::ptr_eq(&self.shared, &into.shared) {
+            return Err(MoveFault::OtherSet);
+        }
+        if self.has_journal() && !into.has_journal() {
+            return Err(MoveFault::NoJournal { queue: into.name.clone() });
+        }
+        // As long as the move takes, no lease may end it: the item must not be in two hands.
+        let due_ms = {
+            let mut reader = self.reader.lock();
+            if reader.closed {
+                return Err(MoveFault::Closed);
+            }
+            let Some(held) = reader.open.get(&id).filter(|held| held.serial == serial) else {
+                return Err(MoveFault::LeaseEnded);
+            };
+            let due_ms = held.due_ms;
+            reader.lease(id, serial, ENDLESS);
+            due_ms
+        };
+        if planted::is(Bug::MarkBeforeMoved) {
+            self.mark_moved(id, serial);
+        }
+        match self.put_successor(id, into, successor, room) {
+            Ok((new_id, running)) => {
+                self.mark_moved(id, serial);
+                // Only now: what the new item vouches for must be marked before its segment may be freed.
+                drop(running);
+                Ok(new_id)
+            }
+            Err(fault) => {
+                self.resume_lease(id, serial, due_ms);
+                Err(fault)
+            }
+        }
+    }
+
+    fn put_successor<'a>(
+        &'a self,
+        id: u64,
+        into: &Core,
+        successor: &Successor<'_>,
+        room: Room,
+    ) -> Result<(ItemId, Option<Running<'a>>), MoveFault> {
+        let mut options = successor.options.clone();
+        let running = if self.has_journal() {
+            // The new item must be as durable as the old one, before the old one's mark can be.
+            let durable = self.durability.load(Ordering::Relaxed) != OS || self.journal.commit.durable() >= id;
+            if durable {
+                options = options.durability(Durability::Sync);
+            }
+            into.owe(self);
+            let settle = || self.marks_durable();
+            let begun = self.shared.moves.begin(&self.name, &into.name, into.journal.appended() + 1, settle);
+            Some(begun.map_err(|source| MoveFault::Io { queue: self.name.clone(), source: Arc::new(source) })?)
+        } else {
+            None
+        };
+        let moved =
+            Moved { origin: (self.journal.queue_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
+        let new = New { payloads: &[successor.payload], moved: Some(moved), note_len: successor.note_len };
+        let put = into.put(new, &options, room, false, &mut Vec::new())?;
+        Ok((put, running))
+    }
+
+    /// Whether a power cut can no longer undo what is marked now; trivially so where marks are never promised.
+    fn marks_durable(&self) -> bool {
+        self.durability.load(Ordering::Relaxed) == OS || self.sync_round().is_ok()
+    }
+
+    /// The old item is done. Should the mark fail, this process has done with it all the same, and the next one finds the new.
+    fn mark_moved(&self, id: u64, serial: u64) {
+        let mut reader = self.reader.lock();
+        let Some(held) = reader.release(id, serial) else {
+            return;
+        };
+        if let Some(segment) = &held.segment
+            && self.finish(segment, &held.place).is_err()
+        {
+            self.shared.unmarked.store(true, Ordering::Release);
+        }
+    }
+
+    fn resume_lease(&self, id: u64, serial: u64, due_ms: u64) {
+        if due_ms != ENDLESS {
+            let left = due_ms.saturating_sub(self.shared.disk.mono_exact_ms()).max(1);
+            self.extend_lease(id, serial, Duration::from_millis(left));
+        }
+    }
+
+    // ---- dead letters
+
+    /// Moves an open item to the queue's dead letters.
+    pub(crate) fn dead_letter(
+        &self,
+        id: u64,
+        serial: u64,
+        payload: &[u8],
+        flags: u32,
+        reason: &str,
+    ) -> Result<ItemId, MoveFault> {
+        let into = self.dead_letters()?;
+        let starts = {
+            let reader = self.reader.lock();
+            reader.open.get(&id).filter(|held| held.serial == serial).map(|held| held.starts)
+        };
+        let bytes = letters::write(&self.name, reason, payload);
+        let successor = Successor {
+            payload: &bytes,
+            note_len: bytes.len() - payload.len(),
+            starts: starts.unwrap_or(0).min(crate::journal::lane::STARTS_MAX.into()),
+            options: PutOptions::new().flags(flags),
+        };
+        let moved = self.close_into(id, serial, &into, &successor, Room::Within(Patience::None))?;
+        self.reader.lock().counts.dead_lettered += 1;
+        Ok(moved)
+    }
+
+    fn dead_letters(&self) -> Result<Arc<Core>, MoveFault> {
+        let name = self.options.read().dead_letters.clone();
+        let name = name.filter(|name| *name != self.name).ok_or(MoveFault::NoDeadLetters)?;
+        let neighbours = self.shared.neighbours.get().and_then(std::sync::Weak::upgrade).ok_or(MoveFault::Closed)?;
+        neighbours.queue(&name).map_err(|source| MoveFault::Open { queue: name, source })
+    }
+
+    /// Moves what has used up its attempts. What cannot be moved now is tried again when the queue is next looked after.
+    pub(crate) fn bury(&self) {
+        let doomed = {
+            let mut reader = self.reader.lock();
+            if self.is_forked() || reader.closed {
+                return;
+            }
+            reader.take_doomed()
+        };
+        for (id, serial) in doomed {
+            let held = {
+                let reader = self.reader.lock();
+                let held = reader.open.get(&id).filter(|held| held.serial == serial);
+                held.and_then(|held| Some((Arc::clone(held.segment.as_ref()?), held.place)))
+            };
+            let Some((segment, place)) = held else {
+                continue;
+            };
+            let buried = match self.journal.read(&segment, &place) {
+                Ok(Some(payload)) => self.dead_letter(id, serial, &payload, place.user_flags, "max_attempts").is_ok(),
+                _ => false,
+            };
+            if !buried {
+                self.reader.lock().return_doomed(id, serial);
+            }
+        }
+        if self.reader.lock().has_doomed() {
+            self.ring_later();
+        }
+    }
+
+    // ---- what a crash between the two steps left
+
+    /// The items of queue `from_id` whose successors this journal holds at or above the id `floor`.
+    pub(crate) fn successors_of(&self, from_id: u64, floor: u64) -> std::io::Result<BTreeSet<u64>> {
+        let mut moved = BTreeSet::new();
+        self.journal.walk(floor, |_, _, _, frame| {
+            if let Some((queue, id)) = frame.origin
+                && queue == from_id
+            {
+                moved.insert(id);
+            }
+        })?;
+        Ok(moved)
+    }
+
+    /// Marks those of the items done that still wait. Called before anybody has the queue.
+    pub(crate) fn forget_moved(&self, ids: &BTreeSet<u64>) -> std::io::Result<u64> {
+        let Some(&lowest) = ids.first() else {
+            return Ok(0);
+        };
+        let mut waiting = BTreeMap::new();
+        self.journal.walk(lowest, |segment, id, offset, frame| {
+            if ids.contains(&id) {
+                waiting.insert(id, (Arc::clone(segment), offset, *frame));
+            }
+        })?;
+        let mut reader = self.reader.lock();
+        let mut marked = 0;
+        for (id, (segment, offset, frame)) in waiting {
+            if id <= self.journal.cleared() || segment.lane(frame.ordinal)? == Some(Lane::Done) {
+                continue;
+            }
+            reader.spent |= segment.mark_done(frame.ordinal)?;
+            reader.forget(&Place {
+                id,
+                segment: segment.number,
+                offset,
+                ordinal: frame.ordinal,
+                payload_len: frame.payload_len,
+                head_len: frame.head_len(),
+                payload_crc: frame.payload_crc,
+                user_flags: frame.user_flags,
+                put_ms: segment.base_ms,
+                expiry_ms: NEVER_MS,
+            });
+            marked += 1;
+        }
+        Ok(marked)
+    }
+
+    // ---- whose marks the items here vouch for
+
+    /// Items of `from` come here: their old places must be marked durably before anything here is freed.
+    fn owe(&self, from: &Core) {
+        let mut debts = self.debts.lock();
+        if !debts.iter().any(|known| known.ptr_eq(&from.me)) {
+            debts.push(from.me.clone());
+        }
+    }
+
+    /// Makes the marks durable that items here vouch for; `false`: a move is still on its way.
+    pub(crate) fn pay(&self) -> bool {
+        if planted::is(Bug::FreeUnpaid) {
+            return true;
+        }
+        let owed = std::mem::take(&mut *self.debts.lock());
+        let mut paid = true;
+        for debt in owed {
+            let Some(from) = debt.upgrade() else {
+                continue;
+            };
+            if self.shared.moves.is_running(&from.name, &self.name) {
+                self.owe(&from);
+                paid = false;
+            } else {
+                // A queue whose sync has failed can promise nothing about its marks any more.
+                from.marks_durable();
+            }
+        }
+        paid
+    }
+}

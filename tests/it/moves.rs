@@ -1,0 +1,333 @@
+//! Leases, hand-offs from one queue to another, dead letters.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::time::Duration;
+
+use kestrel_core::{
+    CloseError, Durability, Error, Limit, MoveFault, OptionsError, PutError, PutOptions, QueueOptions, QueueSet,
+};
+
+use crate::common::{copy_of, drain as texts, until};
+
+fn os() -> QueueOptions {
+    QueueOptions::default().durability(Durability::Os).segment_bytes(1 << 16)
+}
+
+const MS: Duration = Duration::from_millis(1);
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn k34_a_lease_that_ends_gives_the_item_back_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().lease(100 * MS)).unwrap();
+    q.put_batch(["1", "2", "3", "4", "5"]).unwrap();
+    let held: Vec<_> = (0..3).map(|_| q.open().unwrap()).collect();
+    let fourth = q.open().unwrap();
+    assert!(fourth.extend(LONG));
+    until("it comes", || q.len() == 4);
+    let again: Vec<_> = (0..4).map(|_| q.open().unwrap()).collect();
+    assert_eq!(again.iter().map(|i| i.data()).collect::<Vec<_>>(), [b"1", b"2", b"3", b"5"]);
+    assert_eq!(again[0].attempts(), 2);
+    for late in held {
+        assert!(!late.extend(LONG));
+        assert!(matches!(late.close(), Err(CloseError::LeaseEnded)));
+    }
+    // The late closes changed nothing for who holds the items now.
+    for item in again {
+        assert!(item.extend(LONG));
+        item.close().unwrap();
+    }
+    fourth.close().unwrap();
+    assert_eq!((q.len(), q.stats().open_items, q.stats().leases_ended, q.stats().canceled_transactions), (0, 0, 3, 3));
+}
+
+#[test]
+fn k34_an_ended_lease_wakes_who_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().lease(50 * MS)).unwrap();
+    q.put("x").unwrap();
+    let leaked = q.open().unwrap().into_token();
+    let again = q.open_timeout(LONG).unwrap().expect("back when the lease ended");
+    assert_eq!(again.attempts(), 2);
+    assert!(!q.close_token(leaked).unwrap() && !q.abort_token(leaked) && !q.extend_token(leaked, LONG));
+    again.close().unwrap();
+}
+
+#[test]
+fn k35_an_extended_lease_lasts_and_one_that_ended_is_not_extended() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().lease(50 * MS)).unwrap();
+    q.put_batch(["kept", "lost"]).unwrap();
+    let kept = q.open().unwrap();
+    assert!(kept.extend(Duration::MAX));
+    let lost = q.open().unwrap();
+    until("it comes", || q.len() == 1);
+    assert!(!lost.extend(LONG));
+    assert_eq!(texts(&q), ["lost"]);
+    kept.close().unwrap();
+    // Also where the queue has no lease of its own.
+    q.set_options(os()).unwrap();
+    q.put("x").unwrap();
+    let item = q.open().unwrap();
+    assert!(item.extend(20 * MS));
+    until("it comes", || q.len() == 1);
+    drop(item);
+    assert_eq!((q.len(), q.stats().canceled_transactions), (1, 2));
+}
+
+#[test]
+fn k38_close_into_the_same_queue_leaves_only_the_new_one_also_after_a_kill() {
+    for options in [QueueOptions::default(), os()] {
+        let dir = tempfile::tempdir().unwrap();
+        let set = QueueSet::open(dir.path()).unwrap();
+        let q = set.queue_with("q", options).unwrap();
+        q.put("one").unwrap();
+        let item = q.open().unwrap();
+        let old = item.id();
+        let new = item.close_into_with(&q, "two", &PutOptions::new().flags(7)).unwrap();
+        assert!(new > old);
+        let copy = copy_of(dir.path());
+        assert_eq!((q.len(), q.peek().unwrap().unwrap().flags()), (1, 7));
+        let set = QueueSet::open(copy.path()).unwrap();
+        assert_eq!(texts(&set.queue("q").unwrap()), ["two"]);
+    }
+}
+
+#[test]
+fn s12_close_into_another_queue_moves_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let (a, b) = (set.queue_with("a", os()).unwrap(), set.queue("b").unwrap());
+    for n in 0..100 {
+        a.put(format!("{n}")).unwrap();
+    }
+    for n in 0..50 {
+        let item = a.open().unwrap();
+        assert_eq!(item.attempts(), 1);
+        item.close_into(&b, format!("new {n}")).unwrap();
+    }
+    let half_done = a.open().unwrap();
+    let copy = copy_of(dir.path());
+    half_done.close_into(&b, "last").unwrap();
+    assert_eq!((a.len(), b.len(), a.stats().open_items), (49, 51, 0));
+    let set = QueueSet::open(copy.path()).unwrap();
+    let (a, b) = (set.queue("a").unwrap(), set.queue("b").unwrap());
+    assert_eq!((a.len(), b.len()), (50, 50));
+    assert_eq!(texts(&a)[0], "50");
+    assert!(b.get().unwrap().dead_letter().is_none());
+    set.close().unwrap();
+    assert!(!copy.path().join("moves").exists(), "a close in good order leaves nothing to settle");
+}
+
+#[test]
+fn k39_close_into_a_full_queue_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let a = set.queue_with("a", os()).unwrap();
+    let full = set.queue_with("full", os().max_items(1)).unwrap();
+    full.put("there").unwrap();
+    a.put_batch(["x", "y"]).unwrap();
+    let error = a.open().unwrap().close_into(&full, "z").unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::Put(PutError::Full { limit: Limit::Items, .. })));
+    let item = error.into_item().expect("still open");
+    assert_eq!((item.data(), a.stats().open_items, a.len(), full.len()), (&b"x"[..], 1, 1, 1));
+    item.abort();
+    let item = a.open().unwrap();
+    assert_eq!((item.data(), item.attempts()), (&b"x"[..], 2));
+    let item = item.close_into(&full, "z").unwrap_err().into_item().unwrap();
+    item.close().unwrap();
+    // The error aborts what it holds when it is dropped.
+    drop(a.open().unwrap().close_into(&full, "z"));
+    assert_eq!((texts(&a), texts(&full)), (vec!["y".to_owned()], vec!["there".to_owned()]));
+}
+
+#[test]
+fn a_move_is_refused_where_it_could_lose_or_mistake_the_item() {
+    let dir = tempfile::tempdir().unwrap();
+    let other_dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let other = QueueSet::open(other_dir.path()).unwrap();
+    let q = set.queue_with("q", os()).unwrap();
+    let memory = set.queue_with("memory", os().journal(false)).unwrap();
+    q.put("x").unwrap();
+    let error = q.open().unwrap().close_into(&other.queue("q").unwrap(), "y").unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::OtherSet));
+    let error = error.into_item().unwrap().close_into(&memory, "y").unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::NoJournal { queue } if queue == "memory"));
+    let error = error.into_item().unwrap().dead_letter("why").unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::NoDeadLetters));
+    let item = error.into_item().unwrap();
+    let big = vec![0; (1 << 20) + 1];
+    let error = item.close_into(&q, big).unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::Put(PutError::TooLarge { .. })));
+    let item = error.into_item().unwrap();
+    // From memory to a journal, and within memory, it may.
+    memory.put("light").unwrap();
+    memory.open().unwrap().close_into(&memory, "lighter").unwrap();
+    memory.open().unwrap().close_into(&q, "kept").unwrap();
+    assert_eq!((memory.len(), texts(&q)), (0, vec!["kept".to_owned()]));
+    assert!(item.extend(MS));
+    until("it comes", || q.len() == 1);
+    let error = item.close_into(&q, "y").unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::LeaseEnded));
+    assert!(error.into_item().is_none());
+    let item = q.open().unwrap();
+    set.close().unwrap();
+    let error = item.close_into(&q, "y").unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::Closed));
+    assert!(matches!(Error::from(error), Error::Move(MoveFault::Closed)));
+}
+
+#[test]
+fn k37_an_item_whose_attempts_are_used_up_leaves_once_and_the_next_one_is_given() {
+    for durability in [Durability::Sync, Durability::Os] {
+        let dir = tempfile::tempdir().unwrap();
+        let set = QueueSet::open(dir.path()).unwrap();
+        let options = os().durability(durability).max_attempts(3).dead_letters("dead");
+        let q = set.queue_with("q", options).unwrap();
+        let poison = q.put_with("poison", &PutOptions::new().flags(9)).unwrap();
+        for _ in 0..2 {
+            q.open().unwrap().abort();
+        }
+        let third = q.open().unwrap();
+        assert_eq!(third.attempts(), 3);
+        q.put("next").unwrap();
+        std::thread::scope(|scope| {
+            let next = q.open().unwrap();
+            let waiter = scope.spawn(|| q.open().unwrap().data().to_vec());
+            until("it comes", || q.stats().waiters == 1);
+            third.abort();
+            until("it comes", || set.get_queue("dead").unwrap().is_some_and(|dead| dead.len() == 1));
+            assert_eq!(q.stats().waiters, 1, "who waits is not given the dead letter");
+            next.abort();
+            assert_eq!(waiter.join().unwrap(), b"next");
+        });
+        until("it comes", || q.stats().open_items == 0);
+        assert_eq!((q.len(), q.stats().dead_lettered), (1, 1));
+        let copy = copy_of(dir.path());
+        let letter = set.queue("dead").unwrap().get().unwrap();
+        assert_eq!((letter.data(), letter.flags(), letter.attempts()), (&b"poison"[..], 9, 1));
+        let why = letter.dead_letter().unwrap();
+        assert_eq!((why.queue.as_str(), why.id, why.attempts, why.reason.as_str()), ("q", poison, 3, "max_attempts"));
+        let set = QueueSet::open(copy.path()).unwrap();
+        assert_eq!(set.queue("dead").unwrap().get().unwrap().dead_letter(), Some(why));
+        assert_eq!(texts(&set.queue("q").unwrap()), ["next"]);
+    }
+}
+
+#[test]
+fn k37_starts_that_end_with_the_process_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().max_attempts(2).dead_letters("dead")).unwrap();
+    q.put_batch(["kills", "fine"]).unwrap();
+    q.open().unwrap().abort();
+    let _held = q.open().unwrap();
+    let copy = copy_of(dir.path());
+    let set = QueueSet::open(copy.path()).unwrap();
+    let q = set.queue("q").unwrap();
+    assert_eq!(q.len(), 2);
+    let fine = q.open().unwrap();
+    assert_eq!((fine.data(), fine.attempts()), (&b"fine"[..], 1));
+    until("it comes", || set.queue("dead").unwrap().len() == 1);
+    fine.close().unwrap();
+    assert_eq!(set.queue("dead").unwrap().get().unwrap().data(), b"kills");
+}
+
+#[test]
+fn an_ended_lease_may_be_the_last_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().lease(20 * MS).max_attempts(1).dead_letters("dead")).unwrap();
+    q.put("slow").unwrap();
+    let slow = q.open().unwrap();
+    let letter = set.queue("dead").unwrap().get_timeout(LONG).unwrap().expect("moved");
+    assert_eq!(letter.data(), b"slow");
+    assert!(matches!(slow.close(), Err(CloseError::LeaseEnded)));
+    until("it comes", || q.stats().open_items == 0);
+    assert_eq!(q.len(), 0);
+}
+
+#[test]
+fn a_dead_letter_takes_reason_and_payload_along_whatever_their_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().dead_letters("dead")).unwrap();
+    let largest = vec![b'x'; 1 << 20];
+    for (payload, reason) in [(&b""[..], String::new()), (&largest, "é".repeat(5000)), (b"p", "a\0b".into())] {
+        q.put(payload).unwrap();
+        q.open().unwrap().dead_letter(&reason).unwrap();
+        let letter = set.queue("dead").unwrap().get().unwrap();
+        assert!(letter.data() == payload);
+        let kept = &letter.dead_letter().unwrap().reason;
+        assert!(reason.starts_with(kept.as_str()) && (kept.len() == reason.len() || kept.len() >= 4093));
+    }
+    assert_eq!(q.stats().dead_lettered, 3);
+}
+
+#[test]
+fn dead_letters_that_find_no_room_wait_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let dead = set.queue_with("dead", os().max_items(1)).unwrap();
+    dead.put("full").unwrap();
+    let q = set.queue_with("q", os().max_attempts(1).dead_letters("dead")).unwrap();
+    q.put("x").unwrap();
+    q.open().unwrap().abort();
+    let item = q.open_timeout(50 * MS).unwrap();
+    assert!(item.is_none(), "it is not given out once more");
+    assert_eq!((q.len(), q.stats().open_items), (0, 1));
+    dead.get().unwrap();
+    assert_eq!(dead.get_timeout(LONG).unwrap().expect("moved once there is room").data(), b"x");
+    // A clear takes those on their way, too.
+    dead.put("full").unwrap();
+    q.put("y").unwrap();
+    q.open().unwrap().abort();
+    until("it comes", || q.stats().open_items == 1);
+    q.clear().unwrap();
+    assert_eq!((q.len(), q.stats().open_items), (0, 0));
+}
+
+#[test]
+fn a_queue_is_not_its_own_dead_letters() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::builder().defaults(os().max_attempts(1).dead_letters("dead")).open(dir.path()).unwrap();
+    let dead = set.queue("dead").unwrap();
+    dead.put("x").unwrap();
+    for _ in 0..3 {
+        dead.open().unwrap().abort();
+    }
+    let error = dead.open().unwrap().dead_letter("again").unwrap_err();
+    assert!(matches!(error.fault(), MoveFault::NoDeadLetters));
+    drop(error);
+    assert_eq!(dead.open().unwrap().attempts(), 5);
+    let itself = dead.set_options(os().dead_letters("dead"));
+    assert!(matches!(itself, Err(OptionsError::Invalid { field: "dead_letters", .. })));
+    assert!(set.queue_with("new", os().dead_letters("new")).is_err());
+}
+
+#[test]
+fn a_moved_item_may_move_on_and_queues_may_go_away_in_between() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let (a, b, c) = (set.queue("a").unwrap(), set.queue("b").unwrap(), set.queue("c").unwrap());
+    a.put("1").unwrap();
+    a.open().unwrap().close_into(&b, "2").unwrap();
+    b.open().unwrap().close_into(&c, "3").unwrap();
+    c.open().unwrap().close_into(&a, "4").unwrap();
+    a.put("x").unwrap();
+    let held = a.open().unwrap();
+    assert_eq!(held.data(), b"4");
+    set.delete("b").unwrap();
+    c.clear().unwrap();
+    let copy = copy_of(dir.path());
+    assert!(held.close_into(&b, "5").unwrap_err().into_item().is_some(), "the other queue was deleted, this one not");
+    let set = QueueSet::open(copy.path()).unwrap();
+    assert_eq!(texts(&set.queue("a").unwrap()), ["4", "x"]);
+    assert_eq!(set.names(), ["a", "c"]);
+    assert!(set.queue("c").unwrap().is_empty());
+}
