@@ -290,6 +290,10 @@ pub enum MoveFault {
     /// The queue has no [`QueueOptions::dead_letters`](crate::QueueOptions::dead_letters).
     #[error("the queue names no queue for dead letters")]
     NoDeadLetters,
+    /// An earlier sync of the item's own queue failed, so that its end could not be made durable. Nothing was stored; open the
+    /// set anew to go on.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
     /// The other queue keeps no journal, so that a crash would take the item.
     #[error("queue {queue:?} keeps no journal")]
     NoJournal {

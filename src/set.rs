@@ -405,7 +405,7 @@ impl QueueSet {
             Some(core) => {
                 core.shut(false);
                 // What moves here has been told `Closed`, or is stored and about to be marked.
-                while !core.pay() {
+                while core.pay().is_none() {
                     park_timeout(Duration::from_millis(1));
                 }
                 core.journal.disarm();

@@ -113,6 +113,8 @@ pub struct RecoveryReport {
     pub items: u64,
     /// Of these, items that a consumer held open when the process ended; they come first.
     pub redelivered: u64,
+    /// The ids of those.
+    pub held: Vec<ItemId>,
     /// Items of an interrupted write at the end. Their puts were never answered as durable.
     pub discarded_items: u64,
     /// The bytes of their frames.

@@ -773,6 +773,11 @@ impl Journal {
         self.meta.lock().meta.queue_id
     }
 
+    /// The number of the newest segment.
+    pub(crate) fn newest(&self) -> u64 {
+        self.tail.lock().next_number - 1
+    }
+
     /// Items up to this id were cleared.
     pub(crate) fn cleared(&self) -> u64 {
         self.meta.lock().meta.clear_id

@@ -217,6 +217,7 @@ impl<'a> Recovery<'a> {
                 segment.give_back();
             }
         }
+        self.report.held.sort_unstable();
 
         let mut outcome = Outcome {
             recovered: Recovered {
@@ -821,6 +822,8 @@ impl<'a> Recovery<'a> {
             }
         }
         self.report.redelivered += segment.in_flight.len() as u64;
+        let first_id = segment.header.first_id;
+        self.report.held.extend(segment.in_flight.iter().map(|(ordinal, _)| ItemId(first_id + u64::from(*ordinal))));
         segment.waiting = u64::from(extent.count - segment.done);
         let lost = self.report.lost.iter().any(|lost| lost.segment == segment.header.number);
         if segment.waiting == 0 {
@@ -952,11 +955,11 @@ impl<'a> Recovery<'a> {
             }
         } else if let Some(old) = found.get_mut(&first) {
             (old.done, old.waiting, old.waiting_bytes, old.first_waiting) = (0, 0, 0, None);
-            let in_flight = self.report.redelivered;
+            let (in_flight, held) = (self.report.redelivered, self.report.held.clone());
             let marks = self.report.damaged_marks;
             let mut old = found.remove(&first).ok_or(OpenError::Closed)?;
             self.read_lanes(&mut old)?;
-            self.report.redelivered = in_flight;
+            (self.report.redelivered, self.report.held) = (in_flight, held);
             self.report.damaged_marks = marks;
             found.insert(first, old);
         }

@@ -67,7 +67,7 @@ pub(crate) struct Core {
     /// [`ENDLESS`]: open items are held as long as their consumers like.
     pub(super) lease_ms: AtomicU64,
     pub(crate) limits: RwLock<Limits>,
-    pub(crate) report: RecoveryReport,
+    pub(crate) report: Mutex<RecoveryReport>,
     pub(crate) create_ms: u64,
     pub(super) has_journal: bool,
     /// A `Tend` is on its way or waits.
@@ -77,6 +77,8 @@ pub(crate) struct Core {
     tended_id: AtomicU64,
     /// The queues whose items were moved here since their marks were last made durable.
     pub(super) debts: Mutex<Vec<Weak<Core>>>,
+    /// Segments up to this number stay until the next open.
+    pub(super) unpaid: AtomicU64,
     /// Tells this load of the queue from every other in the process.
     pub(crate) life: u64,
     pub(super) me: Weak<Core>,
@@ -139,13 +141,14 @@ impl Core {
             lease_ms: AtomicU64::new(options.lease_ms()),
             limits: RwLock::new(Limits::of(&options)),
             options: RwLock::new(options),
-            report,
+            report: Mutex::new(report),
             create_ms,
             has_journal,
             tending: AtomicBool::new(false),
             sync_rung: AtomicBool::new(false),
             tended_id: AtomicU64::new(0),
             debts: Mutex::new(Vec::new()),
+            unpaid: AtomicU64::new(0),
             life: ids::next_life(),
             me: me.clone(),
         })
@@ -359,13 +362,14 @@ impl Core {
             return Ok(true);
         }
         // First listed, then paid for: what is listed holds no item whose move begins only now.
-        let spent = self.journal.spent();
+        let mut spent = self.journal.spent();
         if spent.is_empty() {
             return Ok(false);
         }
-        if !self.pay() {
+        let Some(unpaid) = self.pay() else {
             return Ok(true);
-        }
+        };
+        spent.retain(|number| *number > unpaid);
         self.journal.free_spent(&spent)
     }
 

@@ -91,6 +91,10 @@ impl Core {
     ) -> Result<(ItemId, Option<Running<'a>>), MoveFault> {
         let mut options = successor.options.clone();
         let running = if self.has_journal() {
+            if let Some(source) = self.journal.commit.failure() {
+                // Its marks cannot be made durable any more, so nothing new may come to vouch for them.
+                return Err(MoveFault::Sync(self.sync_error(source)));
+            }
             // The new item must be as durable as the old one, before the old one's mark can be.
             let durable = self.durability.load(Ordering::Relaxed) != OS || self.journal.commit.durable() >= id;
             if durable {
@@ -217,9 +221,9 @@ impl Core {
     }
 
     /// Marks those of the items done that still wait. Called before anybody has the queue.
-    pub(crate) fn forget_moved(&self, ids: &BTreeSet<u64>) -> std::io::Result<u64> {
+    pub(crate) fn forget_moved(&self, ids: &BTreeSet<u64>) -> std::io::Result<()> {
         let Some(&lowest) = ids.first() else {
-            return Ok(0);
+            return Ok(());
         };
         let mut waiting = BTreeMap::new();
         self.journal.walk(lowest, |segment, id, offset, frame| {
@@ -228,7 +232,7 @@ impl Core {
             }
         })?;
         let mut reader = self.reader.lock();
-        let mut marked = 0;
+        let mut marked = 0u64;
         for (id, (segment, offset, frame)) in waiting {
             if id <= self.journal.cleared() || segment.lane(frame.ordinal)? == Some(Lane::Done) {
                 continue;
@@ -248,7 +252,11 @@ impl Core {
             });
             marked += 1;
         }
-        Ok(marked)
+        let mut report = self.report.lock();
+        report.items -= marked;
+        report.held.retain(|held| !ids.contains(&held.0));
+        report.redelivered = report.held.len() as u64;
+        Ok(())
     }
 
     // ---- whose marks the items here vouch for
@@ -261,10 +269,11 @@ impl Core {
         }
     }
 
-    /// Makes the marks durable that items here vouch for; `false`: a move is still on its way.
-    pub(crate) fn pay(&self) -> bool {
+    /// Makes the marks durable that items here vouch for, so that segments above the number returned may be freed; those up to
+    /// it vouch for marks of a queue whose sync has failed, and wait for the next open. `None`: a move is still on its way.
+    pub(crate) fn pay(&self) -> Option<u64> {
         if planted::is(Bug::FreeUnpaid) {
-            return true;
+            return Some(0);
         }
         let owed = std::mem::take(&mut *self.debts.lock());
         let mut paid = true;
@@ -275,11 +284,11 @@ impl Core {
             if self.shared.moves.is_running(&from.name, &self.name) {
                 self.owe(&from);
                 paid = false;
-            } else {
-                // A queue whose sync has failed can promise nothing about its marks any more.
-                from.marks_durable();
+            } else if !from.marks_durable() {
+                // Nothing moves from it any more.
+                self.unpaid.fetch_max(self.journal.newest(), Ordering::AcqRel);
             }
         }
-        paid
+        paid.then(|| self.unpaid.load(Ordering::Acquire))
     }
 }

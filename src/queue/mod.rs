@@ -494,7 +494,7 @@ impl Queue {
 
     /// What opening this queue found.
     pub fn recovery(&self) -> RecoveryReport {
-        self.core.report.clone()
+        self.core.report.lock().clone()
     }
 
     /// Closes the open item that a token names. `false`: it was ended before, or never was.

@@ -73,6 +73,13 @@ pub(super) const WORKLOADS: &[Workload] = &[
     workload("power cuts", SYNC, power_cuts),
     workload("power cuts, os", OS, power_cuts),
     workload("cut and roll", OS, cut_and_roll),
+    workload("moves", SYNC, moves),
+    workload("moves, os", OS, moves),
+    workload("moves, every", EVERY, moves),
+    workload("moves within", SYNC, moves_within),
+    workload("moves within, os", OS, moves_within),
+    workload("moves and lives", SYNC, moves_and_lives),
+    workload("moves and lives, os", OS, moves_and_lives),
 ];
 
 fn single_puts(run: &mut Run, _: u64) -> Result<(), Stop> {
@@ -106,6 +113,63 @@ fn open_and_end(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.open("q")?;
     run.get("q")?;
     run.put("q", 40)
+}
+
+fn move_next(run: &mut Run, from: &'static str, into: &'static str, size: usize) -> Result<(), Stop> {
+    match run.open(from)? {
+        Some(key) => run.close_into(key, into, size),
+        None => Ok(()),
+    }
+}
+
+/// Items move from one queue to another, whose segments are freed in between.
+fn moves(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for _ in 0..5 {
+        run.put("a", 40)?;
+    }
+    move_next(run, "a", "b", 30_000)?;
+    move_next(run, "a", "b", 30_000)?;
+    run.drain("b", 2)?;
+    let held = run.open("a")?;
+    run.put("b", 30_000)?;
+    run.upkeep()?;
+    if let Some(held) = held {
+        run.close_into(held, "b", 10)?;
+    }
+    run.drain("b", 1)?;
+    move_next(run, "b", "a", 20)?;
+    run.upkeep()
+}
+
+/// Items take each other's place in one queue.
+fn moves_within(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put("q", 25_000)?;
+    run.put("q", 30)?;
+    for size in [25_000, 40, 25_000, 25_000] {
+        move_next(run, "q", "q", size)?;
+        run.upkeep()?;
+    }
+    run.sync("q")?;
+    move_next(run, "q", "q", 10)?;
+    run.drain("q", 1)
+}
+
+/// Each process finds what the last one was moving.
+fn moves_and_lives(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for _ in 0..4 {
+        run.put("a", 100)?;
+    }
+    move_next(run, "a", "b", 50)?;
+    run.die()?;
+    move_next(run, "a", "b", 40_000)?;
+    run.reopen()?;
+    run.drain("b", 1)?;
+    move_next(run, "a", "b", 40_000)?;
+    run.die()?;
+    run.drain("b", 2)?;
+    run.upkeep()?;
+    run.delete("b")?;
+    move_next(run, "a", "b", 10)
 }
 
 fn rolls(run: &mut Run, _: u64) -> Result<(), Stop> {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::rules;
 use crate::disk::Disk;
 use crate::disk::sim::{Fate, SimDisk};
-use crate::{Durability, OpenError, OpenItem, PutError, PutOptions, Queue, QueueOptions, QueueSet, WhenFull};
+use crate::{
+    Durability, MoveFault, OpenError, OpenItem, PutError, PutOptions, Queue, QueueOptions, QueueSet, WhenFull,
+};
 
 pub(super) const DIR: &str = "/s";
 
@@ -52,6 +54,8 @@ pub(super) struct Entry {
     noticed_ms: Option<u64>,
     close_noticed_ms: Option<u64>,
     pub(super) expires_ms: Option<u64>,
+    /// The item that was asked to take its place.
+    pub(super) moved_to: Option<u64>,
 }
 
 /// All items of a run, by key; keys rise in the order of puts.
@@ -322,6 +326,7 @@ impl Run {
                 noticed_ms: None,
                 close_noticed_ms: None,
                 expires_ms: None,
+                moved_to: None,
             };
             self.ledger.entries.insert(key, entry);
         }
@@ -406,6 +411,44 @@ impl Run {
         {
             let name = entry.queue;
             self.all_durable(name);
+        }
+        Ok(())
+    }
+
+    /// Closes an item and puts another in its place, in any queue.
+    pub(super) fn close_into(&mut self, key: u64, into: &'static str, size: usize) -> Result<(), Stop> {
+        let Some(queue) = self.queue(into)? else { return Ok(()) };
+        let Some(item) = self.open.remove(&key) else { return Ok(()) };
+        let new = self.ask(into, &[size]);
+        if let Some(entry) = self.ledger.entries.get_mut(&key) {
+            (entry.close_asked, entry.moved_to) = (true, Some(new));
+        }
+        let moved = item.close_into_with(&queue, payload(new, size), &PutOptions::new().flags(new as u32));
+        let moved = match moved {
+            Ok(id) => Ok(vec![id.get()]),
+            Err(error) => {
+                let told = match error.fault() {
+                    MoveFault::Put(put) => put.clone(),
+                    _ => PutError::Closed,
+                };
+                match error.into_item() {
+                    Some(item) if !self.disk.has_crashed() => drop(self.open.insert(key, item)),
+                    Some(item) => drop(item.into_token()),
+                    None => {}
+                }
+                Err(told)
+            }
+        };
+        let is_ok = moved.is_ok();
+        let durable = self.setting.durability != Durability::Os;
+        self.answered(new, 1, into, moved, durable)?;
+        // Of a put that may be there, the next process finds that it took the old one's place.
+        let may_be = self.ledger.entries.get(&new).is_some_and(|entry| entry.put == Put::Indeterminate);
+        if let Some(entry) = self.ledger.entries.get_mut(&key) {
+            (entry.close_asked, entry.close_ok) = (is_ok || may_be, is_ok);
+        }
+        if is_ok {
+            self.ledger.held.retain(|held| *held != key);
         }
         Ok(())
     }
@@ -772,6 +815,7 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
         judge_presence(name, &seen, ledger, setting, cut)?;
         found.insert(name, seen);
     }
+    judge_moves(&found, ledger, setting, cut)?;
     drop(queues);
     drop(set);
 
@@ -915,6 +959,28 @@ fn judge_presence(name: &str, seen: &[Seen], ledger: &Ledger, setting: &Setting,
         let mut mates = own.iter().filter(|(_, other)| other.batch == entry.batch && !other.close_asked);
         if !may_go && mates.any(|(other, _)| there.contains(other) != is_there && !may_drop(*other)) {
             return Err(format!("K111: {name}: a part of the batch of key {key} is there"));
+        }
+    }
+    Ok(())
+}
+
+/// A move leaves one item: the old one or the new one.
+fn judge_moves(found: &BTreeMap<&str, Vec<Seen>>, ledger: &Ledger, setting: &Setting, cut: Cut) -> Verdict {
+    let there: BTreeSet<u64> = found.values().flatten().map(|seen| seen.key).collect();
+    for (old, entry) in &ledger.entries {
+        let Some((new, successor)) = entry.moved_to.and_then(|new| Some((new, ledger.entries.get(&new)?))) else {
+            continue;
+        };
+        let (old_there, new_there) = (there.contains(old), there.contains(&new));
+        let told = (cut == Cut::Kill || setting.durability == Durability::Sync) && !ledger.lied_to;
+        if old_there && (new_there || (successor.put == Put::Ok && told)) {
+            return Err(format!("K38: key {old} moved to {new} in {}, and is there", successor.queue));
+        }
+        let strict = entry.put == Put::Ok && (cut == Cut::Kill || entry.durable) && !ledger.lied_to;
+        let ended = entry.close_ok || entry.clear_asked || successor.close_asked || successor.clear_asked;
+        let asked = entry.close_asked && matches!(successor.put, Put::Asked | Put::Indeterminate);
+        if strict && asked && !ended && !old_there && !new_there {
+            return Err(format!("K38: key {old} was moving to {new} in {}, and neither is there", successor.queue));
         }
     }
     Ok(())

@@ -78,6 +78,9 @@ planted! {
     planted_copy_without_sync_is_caught: CopyWithoutSync;
     planted_copy_without_marks_is_caught: CopyWithoutMarks;
     planted_roll_without_extent_is_caught: RollWithoutExtent;
+    planted_move_without_route_is_caught: MoveWithoutRoute;
+    planted_mark_before_moved_is_caught: MarkBeforeMoved;
+    planted_free_unpaid_is_caught: FreeUnpaid;
 }
 
 #[test]
