@@ -63,6 +63,11 @@ impl Commit {
         self.state.lock().failed.clone()
     }
 
+    /// Whether the device is being asked. What that covers looks synced by then, and is so only once it has answered.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.state.lock().leading
+    }
+
     /// Latches a failure that happened outside of [`Commit::wait`].
     pub(crate) fn fail(&self, error: io::Error) -> Arc<io::Error> {
         let mut state = self.state.lock();

@@ -218,7 +218,8 @@ impl Core {
     }
 
     pub(crate) fn sync_round(&self) -> Result<(), SyncError> {
-        if !self.journal.is_unsynced() {
+        // In this order: a sync that begins in between has nothing of the caller's to cover.
+        if !self.journal.is_unsynced() && !self.journal.commit.is_asking() {
             return match self.journal.commit.failure() {
                 Some(source) => Err(self.sync_error(source)),
                 None => Ok(()),

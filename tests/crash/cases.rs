@@ -123,3 +123,35 @@ fn k68_a_last_segment_without_a_whole_header_opens_as_empty() {
         assert_eq!((next(&queue).as_deref(), next(&queue).as_deref()), (Some("kept"), Some("more")));
     }
 }
+
+#[test]
+fn a_close_that_waits_for_the_device_waits_for_the_sync_that_took_its_mark() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    let item = queue.open().expect("there");
+    let core = &queue.core;
+    std::thread::scope(|scope| {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (answer, device) = std::sync::mpsc::channel::<()>();
+        let (closed, closes) = std::sync::mpsc::channel();
+        let id = item.id().get();
+        assert!(core.close_item(id, item.into_token().serial).expect("marked"));
+        scope.spawn(move || {
+            let slow = || {
+                let synced = core.journal.sync(true);
+                begun.send(()).expect("somebody waits");
+                device.recv().expect("the test tells when");
+                synced
+            };
+            core.journal.commit.round(slow, |_| {}).expect("no failure planted");
+        });
+        begins.recv().expect("it has begun");
+        scope.spawn(move || closed.send(core.sync().is_ok()).expect("somebody waits"));
+        let early = closes.recv_timeout(Duration::from_millis(100));
+        answer.send(()).expect("somebody waits");
+        assert!(early.is_err(), "answered while the device was still at it");
+        assert_eq!(closes.recv(), Ok(true));
+    });
+}
