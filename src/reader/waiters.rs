@@ -106,6 +106,8 @@ impl Line {
         if self.is_called(ticket) {
             self.promised.remove(&ticket.number);
             ticket.waiter.called.store(false, Ordering::Relaxed);
+            // Also one that had left: a promise can be spent on an item that turns out damaged.
+            ticket.left.store(false, Ordering::Relaxed);
             self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));
         }
     }

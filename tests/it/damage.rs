@@ -1,8 +1,10 @@
 //! Damage on the real disk: foreign, missing, cut and later files. The bit-by-bit sweeps run on the simulated disk.
 
+use std::time::Duration;
+
 use kestrel_core::{GetError, OnDamage, OpenError, QueueSet};
 
-use crate::common::{World, fast, segments, world_with};
+use crate::common::{World, fast, segments, until, world_with};
 
 /// A queue of a dozen segments, some items taken, closed in good order.
 fn written() -> World {
@@ -205,4 +207,28 @@ fn golden_write() {
     set.queue("Names & más").expect("opens").put([0; 5000]).expect("room");
     drop(jobs);
     set.close().expect("closes");
+}
+
+#[test]
+fn a_waiter_that_met_a_damaged_item_leaves_the_line_for_good() {
+    let w = world_with(fast());
+    w.queue("q").put(vec![7; 1_000]).expect("room");
+    w.set.clone().close().expect("closes");
+    let path = segments(w.path(), "q").remove(0);
+    let mut bytes = std::fs::read(&path).expect("readable");
+    bytes[4096 + 500] ^= 0x10;
+    std::fs::write(&path, &bytes).expect("written");
+    let set = open(&w, OnDamage::Salvage).expect("opens");
+    let q = set.queue("q").expect("sealed segments are not scanned");
+    q.pause();
+    let waiter = {
+        let q = q.clone();
+        std::thread::spawn(move || q.get_timeout(Duration::from_millis(300)).expect("salvaged").is_none())
+    };
+    until("it waits", || q.stats().waiters == 1);
+    q.resume();
+    assert!(waiter.join().expect("no panic"));
+    assert_eq!((q.stats().damaged_items, q.stats().waiters), (1, 0));
+    q.put("next").expect("room");
+    assert!(q.try_get().expect("undamaged").is_some());
 }
