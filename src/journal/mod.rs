@@ -681,7 +681,7 @@ impl Journal {
     pub(crate) fn arm(&self) {
         let len = {
             let tail = self.tail.lock();
-            if tail.spare.is_some() {
+            if tail.spare.is_some() || tail.closed {
                 return;
             }
             tail.next_len
@@ -693,7 +693,8 @@ impl Journal {
         spare.map.populate();
         let mut tail = self.tail.lock();
         match tail.spare {
-            None if tail.next_len == len => tail.spare = Some(spare),
+            // Not for a queue that was deleted meanwhile: nobody would take it from there.
+            None if tail.next_len == len && !tail.closed => tail.spare = Some(spare),
             _ => self.context.pool.put_back(spare),
         }
     }

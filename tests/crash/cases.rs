@@ -155,3 +155,19 @@ fn a_close_that_waits_for_the_device_waits_for_the_sync_that_took_its_mark() {
         assert_eq!(closes.recv(), Ok(true));
     });
 }
+
+#[test]
+fn what_was_armed_for_a_deleted_queue_goes_back_to_the_pool() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let options = QueueOptions::default().durability(Durability::Os);
+    let queue = set.queue_with("q", options).expect("opens");
+    // More than half of the second segment: the third is asked for, and the chore waits.
+    for _ in 0..145 {
+        queue.put([7; 1_000]).expect("room");
+    }
+    set.delete("q").expect("removed");
+    set.run_upkeep();
+    let stats = set.stats();
+    assert_eq!((stats.disk_bytes, stats.queues), (stats.pool_bytes, 0));
+}
