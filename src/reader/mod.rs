@@ -353,18 +353,23 @@ impl Reader {
             };
             self.gone(&place);
             if self.is_expired(&place, rules) {
-                self.counts.expired += 1;
-                match segment.mark_done(place.ordinal) {
-                    Ok(spent) => self.spent |= spent,
-                    Err(error) => {
-                        self.return_waiting(place);
-                        return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
-                    }
+                if let Err(error) = self.pass_over(journal, &segment, place.ordinal) {
+                    self.return_waiting(place);
+                    return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
                 }
+                self.counts.expired += 1;
                 continue;
             }
             return Ok(Some(Taken { place, segment }));
         }
+    }
+
+    /// Marks an item done that nobody is given. A set opened for looking only changes no file for it.
+    fn pass_over(&mut self, journal: &Journal, segment: &Segment, ordinal: u32) -> io::Result<()> {
+        if !journal.context.read_only {
+            self.spent |= segment.mark_done(ordinal)?;
+        }
+        Ok(())
     }
 
     /// The item no longer waits.
@@ -443,7 +448,7 @@ impl Reader {
             Some(segment) if at.offset < segment.end() => segment,
             // The frames end before the items do.
             Some(segment) if segment.is_sealed() && at.ordinal < segment.count() => {
-                return self.read_over_damage(&segment, at.offset, rules);
+                return self.read_over_damage(journal, &segment, at.offset, rules);
             }
             Some(segment) if !segment.is_sealed() => {
                 // Begun, and no frame in it yet: ids that a power cut took lie between it and the last item.
@@ -468,7 +473,7 @@ impl Reader {
         let end = segment.end();
         let frame = segment.frame_at(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
         let Some(frame) = frame else {
-            return self.read_over_damage(&segment, end, rules);
+            return self.read_over_damage(journal, &segment, end, rules);
         };
         let next = at.offset + frame.total_len();
         if !frame.kind.is_item() {
@@ -501,7 +506,7 @@ impl Reader {
             expiry_ms: frame.expiry_ms.unwrap_or(NEVER_MS),
         };
         if self.is_expired(&place, rules) {
-            self.spent |= segment.mark_done(place.ordinal).map_err(io)?;
+            self.pass_over(journal, &segment, place.ordinal).map_err(io)?;
             self.counts.expired += 1;
             self.gone(&place);
             self.read_id = id;
@@ -513,7 +518,13 @@ impl Reader {
     }
 
     /// At an invalid frame: goes on behind it if nothing that waits is lost by that, or if the caller salvages.
-    fn read_over_damage(&mut self, segment: &Segment, end: u32, rules: Rules<'_>) -> Result<bool, TakeError> {
+    fn read_over_damage(
+        &mut self,
+        journal: &Journal,
+        segment: &Segment,
+        end: u32,
+        rules: Rules<'_>,
+    ) -> Result<bool, TakeError> {
         let at = self.cursor;
         let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
         let mut offset = at.offset + frame::ALIGN;
@@ -547,7 +558,7 @@ impl Reader {
         }
         for ordinal in lost {
             // Given up by the option that says so; marked, so that the rest can free the file.
-            self.spent |= segment.mark_done(ordinal).map_err(io)?;
+            self.pass_over(journal, segment, ordinal).map_err(io)?;
             self.counts.damaged += 1;
             self.items = self.items.saturating_sub(1);
             self.visible = self.visible.saturating_sub(1);

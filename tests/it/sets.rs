@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use kestrel_core::{Durability, Error, GetError, OpenError, PutError, QueueOptions, QueueSet};
+use kestrel_core::{Durability, Error, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet};
 
 use crate::common::{drain, fast, put_all, world};
 
@@ -258,4 +258,19 @@ fn recovery_tells_its_progress_and_can_be_cancelled() {
     assert!(matches!(set.queue("q"), Err(OpenError::Cancelled)));
     drop(set);
     assert_eq!(QueueSet::open(&path).expect("opens").queue("q").expect("opens").len(), 1);
+}
+
+#[test]
+fn f36_read_only_passes_over_what_has_expired() {
+    let w = world();
+    let q = w.queue("q");
+    q.put_with("old", &PutOptions::new().expires_at(std::time::UNIX_EPOCH)).expect("accepted");
+    q.put("new").expect("room");
+    let copy = w.copied();
+    let before = snapshot(copy.path());
+    let set = QueueSet::open_read_only(copy.path()).expect("opens");
+    let seen = set.queue("q").expect("opens").peek().expect("no error").expect("there");
+    assert_eq!(seen.data(), b"new");
+    set.close().expect("closes");
+    assert_eq!(snapshot(copy.path()), before);
 }
