@@ -617,18 +617,27 @@ impl Reader {
         self.ring = kept;
         self.next_expiry_ms = next_expiry_ms;
         let count = swept.len() as u64;
+        let mut result = Ok(count);
         for place in swept {
             self.ring_bytes -= u64::from(place.payload_len);
             self.expiring -= u64::from(place.expiry_ms != NEVER_MS);
-            self.expire(journal, place)?;
+            match result {
+                Ok(_) => result = self.expire(journal, place).map(|()| count),
+                Err(_) => self.put_back(place),
+            }
         }
-        Ok(count)
+        result
     }
 
+    /// On an error the item waits as before, and the next look meets it again.
     fn expire(&mut self, journal: &Journal, place: Place) -> Result<(), TakeError> {
+        if let Err(error) = self.finish(journal, &place) {
+            self.put_back(place);
+            return Err(error);
+        }
         self.gone(&place);
         self.counts.expired += 1;
-        self.finish(journal, &place)
+        Ok(())
     }
 
     fn finish(&mut self, journal: &Journal, place: &Place) -> Result<(), TakeError> {
@@ -644,8 +653,11 @@ impl Reader {
         let Some(taken) = self.take(journal, rules)? else {
             return Ok(false);
         };
+        if let Err(error) = self.finish(journal, &taken.place) {
+            self.return_waiting(taken.place);
+            return Err(error);
+        }
         self.counts.discarded += 1;
-        self.finish(journal, &taken.place)?;
         Ok(true)
     }
 

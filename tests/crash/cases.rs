@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::oracle::{DIR, open};
 use crate::disk::Disk;
-use crate::disk::sim::{Fate, SimDisk};
+use crate::disk::sim::{Fate, Op, SimDisk};
 use crate::{Durability, Item, PutOptions, Queue, QueueOptions, QueueSet};
 
 fn set_of(disk: &SimDisk) -> QueueSet {
@@ -170,4 +170,22 @@ fn what_was_armed_for_a_deleted_queue_goes_back_to_the_pool() {
     set.run_upkeep();
     let stats = set.stats();
     assert_eq!((stats.disk_bytes, stats.queues), (stats.pool_bytes, 0));
+}
+
+#[test]
+fn a_sweep_that_fails_in_the_middle_loses_count_of_nothing() {
+    let disk = SimDisk::new(1);
+    disk.set_may_map(false);
+    let queue = set_of(&disk).queue("q").expect("opens");
+    for _ in 0..5 {
+        queue.put_with("x", &expiring(10)).expect("room");
+    }
+    queue.put("alive").expect("room");
+    disk.advance_ms(20);
+    disk.fail(Op::Write, 2, 1, std::io::ErrorKind::Other);
+    assert!(queue.discard_expired(100).is_err());
+    disk.heal();
+    let _ = queue.discard_expired(100).expect("healed");
+    assert_eq!((queue.len(), queue.stats().bytes, queue.stats().expired_items), (1, 5, 5));
+    assert_eq!(next(&queue).as_deref(), Some("alive"));
 }
