@@ -387,6 +387,8 @@ impl QueueSet {
             return Ok(false);
         };
         let mut loaded = slot.core.lock();
+        // While we waited for the slot, the set may have been closed: what is in its directory is no longer ours.
+        self.inner.check_open()?;
         let highest = match &*loaded {
             Some(core) => {
                 core.shut(false);
@@ -615,9 +617,12 @@ impl Inner {
         Ok(())
     }
 
+    fn slots(&self) -> Vec<Arc<Slot>> {
+        self.registry.lock().values().cloned().collect()
+    }
+
     fn loaded(&self) -> Vec<Arc<Core>> {
-        let slots: Vec<Arc<Slot>> = self.registry.lock().values().cloned().collect();
-        slots.iter().filter_map(|slot| slot.core.lock().clone()).collect()
+        self.slots().iter().filter_map(|slot| slot.core.lock().clone()).collect()
     }
 
     fn queue_dir(&self, name: &str) -> PathBuf {
@@ -903,7 +908,8 @@ impl Inner {
         for core in &cores {
             result = result.and(core.settle());
         }
-        for slot in self.registry.lock().values() {
+        // Slot by slot without the registry: who loads or deletes a queue takes it while holding the slot.
+        for slot in self.slots() {
             *slot.core.lock() = None;
         }
         *self.lock.lock() = None;

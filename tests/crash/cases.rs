@@ -189,3 +189,32 @@ fn a_sweep_that_fails_in_the_middle_loses_count_of_nothing() {
     assert_eq!((queue.len(), queue.stats().bytes, queue.stats().expired_items), (1, 5, 5));
     assert_eq!(next(&queue).as_deref(), Some("alive"));
 }
+
+#[test]
+fn a_set_closes_while_queues_are_being_opened_and_deleted() {
+    for round in 0..2_000 {
+        let set = set_of(&SimDisk::new(round));
+        let options = QueueOptions::default().journal(false);
+        let (told, ended) = std::sync::mpsc::channel();
+        for thread in 0..3 {
+            let (set, told, options) = (set.clone(), told.clone(), options.clone());
+            std::thread::spawn(move || {
+                for n in 0.. {
+                    let name = format!("{thread}-{n}");
+                    if set.queue_with(&name, options.clone()).is_err() || (n % 2 == 0 && set.delete(&name).is_err()) {
+                        break;
+                    }
+                }
+                let _ = told.send(());
+            });
+        }
+        std::thread::spawn(move || {
+            std::thread::yield_now();
+            let _ = set.close();
+            let _ = told.send(());
+        });
+        for _ in 0..4 {
+            ended.recv_timeout(Duration::from_secs(20)).expect("they wait for each other");
+        }
+    }
+}
