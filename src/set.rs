@@ -389,6 +389,11 @@ impl QueueSet {
         let mut loaded = slot.core.lock();
         // While we waited for the slot, the set may have been closed: what is in its directory is no longer ours.
         self.inner.check_open()?;
+        // Or somebody else has deleted this queue, and what has the name now is another one.
+        if !self.inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
+            drop(loaded);
+            return self.delete(name);
+        }
         let highest = match &*loaded {
             Some(core) => {
                 core.shut(false);

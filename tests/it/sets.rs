@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use kestrel_core::{Durability, Error, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet};
@@ -273,4 +274,41 @@ fn f36_read_only_passes_over_what_has_expired() {
     assert_eq!(seen.data(), b"new");
     set.close().expect("closes");
     assert_eq!(snapshot(copy.path()), before);
+}
+
+#[test]
+fn k119_of_two_deletes_at_once_one_finds_nothing_and_the_next_queue_of_the_name_lives() {
+    let w = world();
+    w.queue("q").put("old").expect("room");
+    let path = w.path().to_owned();
+    w.set.clone().close().expect("closes");
+    let (go_on, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let set = QueueSet::builder()
+        .on_recovery(move |_| {
+            let _ = gate.lock().expect("no panic").recv_timeout(Duration::from_secs(20));
+            true
+        })
+        .open(&path)
+        .expect("opens");
+    std::thread::scope(|scope| {
+        scope.spawn(|| set.queue("q").map(drop));
+        std::thread::sleep(Duration::from_millis(100));
+        // Both have found the queue, and wait until it is open.
+        let again = || {
+            let gone = set.delete("q");
+            set.queue("q").expect("opens").put("new").expect("room");
+            gone
+        };
+        let both = [scope.spawn(|| set.delete("q")), scope.spawn(again)];
+        std::thread::sleep(Duration::from_millis(100));
+        drop(go_on);
+        for delete in both {
+            delete.join().expect("no panic").expect("nothing that failed");
+        }
+    });
+    let left = set.get_queue("q").expect("opens").map_or(0, |queue| queue.len());
+    set.close().expect("closes");
+    let set = QueueSet::open(&path).expect("opens");
+    assert_eq!(set.get_queue("q").expect("opens").map_or(0, |queue| queue.len()), left);
 }
