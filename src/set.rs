@@ -90,9 +90,12 @@ struct Inner {
     deletes: AtomicU64,
 }
 
-/// A queue's entry; its lock is held while the queue is loaded, so that only who wants that queue waits.
+/// A queue's entry.
 #[derive(Default)]
 struct Slot {
+    /// Held while the queue is loaded or deleted, so that only who wants that queue waits.
+    busy: Mutex<()>,
+    /// Never held for long, so that who asks about all queues waits for none.
     core: Mutex<Option<Arc<Core>>>,
 }
 
@@ -177,7 +180,7 @@ impl QueueSetBuilder {
     }
 
     /// Told while a queue is recovered, once per segment; answering `false` cancels ([`OpenError::Cancelled`]), and nothing
-    /// is changed. Called without any lock held that the callback could need.
+    /// is changed. The callback may ask the set for all but the queue it is told of, and must not close it.
     pub fn on_recovery(mut self, callback: impl Fn(&RecoveryProgress) -> bool + Send + Sync + 'static) -> Self {
         self.on_recovery = Some(Arc::new(callback));
         self
@@ -386,15 +389,16 @@ impl QueueSet {
         let Some(slot) = self.inner.registry.lock().get(name).cloned() else {
             return Ok(false);
         };
-        let mut loaded = slot.core.lock();
+        let busy = slot.busy.lock();
         // While we waited for the slot, the set may have been closed: what is in its directory is no longer ours.
         self.inner.check_open()?;
         // Or somebody else has deleted this queue, and what has the name now is another one.
         if !self.inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
-            drop(loaded);
+            drop(busy);
             return self.delete(name);
         }
-        let highest = match &*loaded {
+        let loaded = slot.core.lock().clone();
+        let highest = match &loaded {
             Some(core) => {
                 core.shut(false);
                 core.journal.disarm();
@@ -407,7 +411,7 @@ impl QueueSet {
         if has_files {
             self.inner.remove_files(name, loaded.as_deref())?;
         }
-        *loaded = None;
+        *slot.core.lock() = None;
         self.inner.registry.lock().remove(name);
         self.inner.deletes.fetch_add(1, Ordering::Relaxed);
         Ok(true)
@@ -480,7 +484,11 @@ impl QueueSet {
         }
         let mut result = Ok(());
         for core in self.inner.loaded() {
-            result = result.and(core.sync());
+            match core.sync() {
+                // It is being deleted: nothing of it will be missed.
+                Err(SyncError::Closed) if !self.inner.shared.closed.load(Ordering::Acquire) => {}
+                synced => result = result.and(synced),
+            }
         }
         result
     }
@@ -573,13 +581,13 @@ impl QueueSet {
                 },
             }
         };
-        let mut loaded = slot.core.lock();
-        if let Some(core) = &*loaded {
-            return Ok(Some(Arc::clone(core)));
+        let busy = slot.busy.lock();
+        if let Some(core) = slot.core.lock().clone() {
+            return Ok(Some(core));
         }
         // While we waited for the slot, the queue may have been deleted, or the set closed.
         if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
-            drop(loaded);
+            drop(busy);
             return self.load(name, want);
         }
         if inner.shared.closed.load(Ordering::Acquire) {
@@ -591,7 +599,7 @@ impl QueueSet {
         };
         match inner.open_queue(name, given) {
             Ok((core, created)) => {
-                *loaded = Some(Arc::clone(&core));
+                *slot.core.lock() = Some(Arc::clone(&core));
                 inner.creates.fetch_add(u64::from(created), Ordering::Relaxed);
                 Ok(Some(core))
             }
@@ -904,7 +912,12 @@ impl Inner {
         if self.shared.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let cores = self.loaded();
+        // A queue that is just being loaded is waited for; one that is loaded later finds the set closed.
+        let loaded = |slot: &Arc<Slot>| {
+            let _busy = slot.busy.lock();
+            slot.core.lock().clone()
+        };
+        let cores: Vec<Arc<Core>> = self.slots().iter().filter_map(loaded).collect();
         for core in &cores {
             core.shut(!self.shared.read_only);
         }
@@ -915,6 +928,7 @@ impl Inner {
         }
         // Slot by slot without the registry: who loads or deletes a queue takes it while holding the slot.
         for slot in self.slots() {
+            let _busy = slot.busy.lock();
             *slot.core.lock() = None;
         }
         *self.lock.lock() = None;

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use kestrel_core::{Durability, Error, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet};
@@ -311,4 +311,27 @@ fn k119_of_two_deletes_at_once_one_finds_nothing_and_the_next_queue_of_the_name_
     set.close().expect("closes");
     let set = QueueSet::open(&path).expect("opens");
     assert_eq!(set.get_queue("q").expect("opens").map_or(0, |queue| queue.len()), left);
+}
+
+#[test]
+fn the_recovery_callback_may_ask_the_set() {
+    let w = world();
+    w.queue("q").put("x").expect("room");
+    let path = w.path().to_owned();
+    w.set.clone().close().expect("closes");
+    let (told, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        let known: Arc<OnceLock<QueueSet>> = Arc::default();
+        let seen = Arc::clone(&known);
+        let set = QueueSet::builder()
+            .on_recovery(move |_| {
+                seen.get().is_some_and(|set| set.stats().open_queues == 0 && set.sync().is_ok() && set.names() == ["q"])
+            })
+            .open(path)
+            .expect("opens");
+        assert!(known.set(set.clone()).is_ok());
+        let opened = set.queue("q").map(|queue| queue.len());
+        let _ = told.send(matches!(opened, Ok(1)));
+    });
+    assert!(asked.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"));
 }
