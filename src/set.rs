@@ -717,12 +717,16 @@ impl Inner {
         );
         if !self.shared.read_only {
             if unproven && durability != Durability::Os && !planted::is(Bug::ServeUnproven) {
-                core.sync_round().map_err(|error| OpenError::Io {
-                    path: dir.clone(),
-                    source: match error {
-                        SyncError::Failed { source, .. } => io::Error::new(source.kind(), source),
-                        other => io::Error::other(other),
-                    },
+                core.sync_round().map_err(|error| {
+                    let (_, bytes, _) = core.journal.gauges();
+                    self.pool.forget_bytes(bytes);
+                    OpenError::Io {
+                        path: dir.clone(),
+                        source: match error {
+                            SyncError::Failed { source, .. } => io::Error::new(source.kind(), source),
+                            other => io::Error::other(other),
+                        },
+                    }
                 })?;
             }
             if has_segments {

@@ -232,3 +232,14 @@ fn a_waiter_that_met_a_damaged_item_leaves_the_line_for_good() {
     q.put("next").expect("room");
     assert!(q.try_get().expect("undamaged").is_some());
 }
+
+#[test]
+fn a_queue_that_does_not_open_counts_no_bytes_however_often_it_is_tried() {
+    let w = written();
+    std::fs::remove_file(&segments(w.path(), "q")[3]).expect("removed");
+    let set = open(&w, OnDamage::Refuse).expect("opens");
+    for _ in 0..3 {
+        assert!(set.queue("q").is_err());
+        assert_eq!(set.stats().disk_bytes, set.stats().pool_bytes);
+    }
+}
