@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use parking_lot::Mutex;
 
@@ -1008,6 +1008,23 @@ impl Journal {
     /// Stores other content in the queue's header.
     pub(crate) fn update_meta(&self, change: impl FnOnce(&mut QueueMeta)) -> io::Result<()> {
         self.meta.lock().update(change)
+    }
+
+    /// Waits until nobody holds a segment but the journal itself. No take may begin any more; one that began before still marks
+    /// its item, which must not happen once somebody else has the files.
+    pub(crate) fn await_takers(&self) {
+        let is_taken = || {
+            let tail = self.tail.lock();
+            let own = tail.segment.as_ref().map(|segment| segment.number);
+            self.table.lock().values().filter_map(|entry| entry.open.as_ref()).any(|segment| {
+                Arc::strong_count(segment) > 1 + usize::from(own == Some(segment.number))
+            })
+        };
+        while is_taken() {
+            crate::disk::give_way();
+        }
+        // Pairs with the drop of what was held.
+        fence(Ordering::Acquire);
     }
 
     /// Leaves the journal so that the next open needs no scan: everything durable, the last segment sealed.

@@ -384,6 +384,7 @@ impl Core {
         if self.shared.read_only || !self.has_journal {
             return Ok(());
         }
+        self.journal.await_takers();
         let untouched = !self.journal.is_unsynced() && self.journal.is_untouched();
         if untouched {
             self.journal.disarm();

@@ -131,6 +131,9 @@ impl Core {
         }
         let spent = {
             let mut reader = self.reader.lock();
+            if reader.closed {
+                return false;
+            }
             while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {}
             std::mem::take(&mut reader.spent)
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kestrel_core::{Durability, Error, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet};
 
-use crate::common::{drain, fast, put_all, world};
+use crate::common::{drain, fast, put_all, until, world, world_with};
 
 #[test]
 fn f33_k60_names_of_every_kind_are_refused_or_come_back_and_never_share_a_file() {
@@ -334,4 +334,21 @@ fn the_recovery_callback_may_ask_the_set() {
         let _ = told.send(matches!(opened, Ok(1)));
     });
     assert!(asked.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"));
+}
+
+#[test]
+fn a_get_is_over_before_its_set_has_closed() {
+    let w = world_with(fast().max_item_size(128 << 20).segment_bytes(256 << 20));
+    let q = w.queue("q");
+    q.put(vec![7; 120 << 20]).expect("room");
+    q.sync().expect("syncs");
+    let get = std::thread::spawn(move || q.get().map(|item| item.data().len()));
+    // It has been taken out, and is being copied.
+    until("it is taken", || w.queue("q").is_empty());
+    let path = w.path().to_owned();
+    w.set.clone().close().expect("closes");
+    let set = QueueSet::builder().defaults(fast()).open(path).expect("opens");
+    let left = set.queue("q").expect("opens").len();
+    let got = get.join().expect("no panic");
+    assert_eq!(left, u64::from(got.is_err()), "delivered here and there: {got:?}");
 }
