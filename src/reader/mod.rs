@@ -107,6 +107,8 @@ pub(crate) struct Reader {
     read_id: u64,
     offered_id: u64,
     visible_id: u64,
+    /// What came up to here was cleared.
+    cleared_id: u64,
     /// Items waiting, and their payload bytes; those of them that may be delivered.
     pub(crate) items: u64,
     pub(crate) bytes: u64,
@@ -174,6 +176,7 @@ impl Reader {
             read_id,
             offered_id: last_id,
             visible_id: last_id,
+            cleared_id: 0,
             items,
             bytes,
             visible: items,
@@ -379,8 +382,12 @@ impl Reader {
         self.bytes = self.bytes.saturating_sub(u64::from(place.payload_len));
     }
 
-    /// A taken item waits again, before all others by the order of ids.
+    /// A taken item waits again, before all others by the order of ids. Not if the queue was cleared meanwhile: its segment may
+    /// be another one's by now.
     pub(crate) fn return_waiting(&mut self, place: Place) {
+        if place.id <= self.cleared_id {
+            return;
+        }
         self.items += 1;
         self.visible += 1;
         self.bytes += u64::from(place.payload_len);
@@ -687,6 +694,7 @@ impl Reader {
         (self.items, self.bytes, self.visible) = (0, 0, 0);
         self.read_id = self.offered_id;
         self.visible_id = self.offered_id;
+        self.cleared_id = self.offered_id;
         self.current = None;
         for held in self.open.values_mut() {
             held.segment = None;

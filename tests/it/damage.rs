@@ -1,5 +1,6 @@
 //! Damage on the real disk: foreign, missing, cut and later files. The bit-by-bit sweeps run on the simulated disk.
 
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use kestrel_core::{GetError, OnDamage, OpenError, QueueSet};
@@ -242,4 +243,26 @@ fn a_queue_that_does_not_open_counts_no_bytes_however_often_it_is_tried() {
         assert!(set.queue("q").is_err());
         assert_eq!(set.stats().disk_bytes, set.stats().pool_bytes);
     }
+}
+
+#[test]
+fn a_damaged_item_that_was_cleared_while_it_was_read_does_not_come_back() {
+    let options = || fast().max_item_size(64 << 20).segment_bytes(128 << 20);
+    let w = world_with(options());
+    w.queue("q").put(vec![7; 60 << 20]).expect("room");
+    w.set.clone().close().expect("closes");
+    let path = segments(w.path(), "q").remove(0);
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("opens");
+    file.write_all_at(&[0x17], 10_000).expect("written");
+    let set = QueueSet::builder().defaults(options()).open(w.path()).expect("opens");
+    let q = set.queue("q").expect("sealed segments are not scanned");
+    let get = {
+        let q = q.clone();
+        std::thread::spawn(move || q.try_get().map(|item| item.is_some()))
+    };
+    until("it is taken", || q.is_empty());
+    q.clear().expect("stored");
+    assert!(matches!(get.join().expect("no panic"), Err(GetError::Corrupt { .. })));
+    assert_eq!(q.len(), 0);
+    assert!(q.try_get().expect("nothing waits").is_none());
 }
