@@ -93,6 +93,8 @@ pub(crate) struct Journal {
     table: Mutex<BTreeMap<u64, Entry>>,
     /// Lock 6. The queue's header file.
     meta: Mutex<MetaFile>,
+    /// Held while files of spent segments are given away. Comes before the table's.
+    giving: Mutex<()>,
     /// The last id appended; written under the tail lock.
     appended: AtomicU64,
     /// Frame bytes appended and made durable, for the gauge.
@@ -291,6 +293,7 @@ impl Journal {
             commit: Commit::new(durable),
             table: Mutex::new(recovered.entries),
             meta: Mutex::new(recovered.meta),
+            giving: Mutex::new(()),
             appended: AtomicU64::new(last_id),
             appended_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
@@ -968,6 +971,7 @@ impl Journal {
         })?;
         self.tail.lock().unsynced.retain(|number| !freed.iter().any(|freed| freed.number == *number));
         let mut first_error = Ok(());
+        let _giving = self.giving.lock();
         for Spent { number, len, .. } in freed {
             // The header took its time. Meanwhile a sync may have got hold of the segment, which then must not be used for
             // something else, or given it its final name; or somebody else may have freed it.
@@ -1072,6 +1076,16 @@ impl Journal {
             meta.next_id = meta.next_id.max(next_id);
             (meta.segment_last, meta.last_end) = sealed.unwrap_or((last_number, 0));
         })
+    }
+
+    /// The queue is being deleted, and another one may have its directory's name soon: from here on no name there is touched, by
+    /// upkeep or by a sync that is under way. Returns the bytes of its segments.
+    pub(crate) fn leave(&self) -> u64 {
+        let _giving = self.giving.lock();
+        let mut table = self.table.lock();
+        let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
+        table.clear();
+        bytes
     }
 
     /// Gives what was armed back to the pool: the queue is going away.

@@ -218,3 +218,22 @@ fn a_set_closes_while_queues_are_being_opened_and_deleted() {
         }
     }
 }
+
+#[test]
+fn upkeep_of_a_deleted_queue_keeps_its_hands_off_the_next_one_of_that_name() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let options = QueueOptions::default().segment_bytes(64 << 10);
+    let old = set.queue_with("q", options.clone()).expect("opens");
+    for _ in 0..100 {
+        old.put([7; 1_000]).expect("room");
+    }
+    while old.try_get().expect("reads").is_some() {}
+    set.delete("q").expect("removed");
+    let new = set.queue_with("q", options).expect("opens");
+    new.put("new").expect("room");
+    // As if the upkeep thread had looked at the old one just before it was deleted.
+    let _ = old.core.journal.free_spent(|_| false);
+    let _ = old.core.journal.sync(true);
+    assert_eq!(next(&set_of(&disk.kill()).queue("q").expect("opens")).as_deref(), Some("new"));
+}
