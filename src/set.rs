@@ -779,7 +779,11 @@ impl Inner {
         if slots.newest.name != name {
             return Err(corrupt("queue header (of another queue)"));
         }
-        Ok(MetaFile { meta: slots.newest, slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)) })
+        Ok(MetaFile {
+            meta: slots.newest,
+            slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)),
+            closed: false,
+        })
     }
 
     fn create_meta(
@@ -807,7 +811,7 @@ impl Inner {
             options: given.map(QueueOptions::to_bytes).unwrap_or_default(),
         };
         if !options.journal {
-            return Ok(MetaFile { meta, slots: None });
+            return Ok(MetaFile { meta, slots: None, closed: false });
         }
         disk.create_dir_all(dir).map_err(io)?;
         for entry in disk.list(dir).map_err(io)? {
@@ -824,7 +828,7 @@ impl Inner {
         let slot = meta::encode_queue(&meta, 1);
         let file = write_new_file(disk, dir, "meta", &slot).map_err(io)?;
         self.sync_names(dir).map_err(io)?;
-        Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)) })
+        Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)), closed: false })
     }
 
     /// Makes the names durable that lead to a queue's files: of its directory, and of those it is nested in; and before them
@@ -928,6 +932,7 @@ impl Inner {
         let mut result = Ok(());
         for core in &cores {
             result = result.and(core.settle());
+            core.journal.close_meta();
         }
         // Slot by slot without the registry: who loads or deletes a queue takes it while holding the slot.
         for slot in self.slots() {

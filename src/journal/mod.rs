@@ -170,6 +170,8 @@ pub(crate) struct MetaFile {
     pub(crate) meta: QueueMeta,
     /// `None`: memory only.
     pub(crate) slots: Option<SlotFile>,
+    /// The set was closed: the file may be somebody else's by now.
+    pub(crate) closed: bool,
 }
 
 /// A file of two slots, written in turn.
@@ -227,6 +229,9 @@ impl MetaFile {
         change(&mut meta);
         if meta == self.meta {
             return Ok(());
+        }
+        if self.closed {
+            return Err(io::Error::other("the set is closed"));
         }
         self.prove()?;
         if let Some(slots) = &mut self.slots {
@@ -1086,6 +1091,11 @@ impl Journal {
         let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
         table.clear();
         bytes
+    }
+
+    /// The last word on the header: who looked at the set before it was closed, and comes only now, stores nothing any more.
+    pub(crate) fn close_meta(&self) {
+        self.meta.lock().closed = true;
     }
 
     /// Gives what was armed back to the pool: the queue is going away.

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
-use crate::error::{GetError, SyncError};
+use crate::error::{Error, GetError, SyncError};
 use crate::ids::ItemId;
 use crate::journal::Journal;
 use crate::journal::lane::Lane;
@@ -157,12 +157,19 @@ impl Core {
 
     // ---- all at once
 
-    pub(crate) fn clear(&self) -> std::io::Result<u64> {
+    pub(crate) fn clear(&self) -> Result<u64, Error> {
         let mut wakes = Wakes::default();
         let cleared = {
             let mut tail = self.journal.tail.lock();
+            if tail.closed {
+                return Err(Error::Closed);
+            }
             let mut reader = self.reader.lock();
-            self.journal.clear(&mut tail)?;
+            let stored = self.journal.clear(&mut tail);
+            stored.map_err(|source| {
+                let path = self.journal.context.dir.clone().unwrap_or_default();
+                Error::Io { path, source }
+            })?;
             let cleared = reader.clear();
             reader.room(&mut wakes);
             cleared

@@ -237,3 +237,18 @@ fn upkeep_of_a_deleted_queue_keeps_its_hands_off_the_next_one_of_that_name() {
     let _ = old.core.journal.sync(true);
     assert_eq!(next(&set_of(&disk.kill()).queue("q").expect("opens")).as_deref(), Some("new"));
 }
+
+#[test]
+fn nothing_is_stored_in_the_header_of_a_queue_once_its_set_is_closed() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    set.clone().close().expect("closes");
+    let after = set_of(&disk);
+    let again = after.queue("q").expect("opens");
+    // As if these had looked at the set just before it was closed.
+    assert!(queue.core.clear().is_err());
+    assert!(queue.core.journal.update_meta(|meta| meta.next_id += 5).is_err());
+    assert_eq!(next(&again).as_deref(), Some("a"));
+}
