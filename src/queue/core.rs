@@ -1,6 +1,7 @@
 //! What a queue is made of, and what is done to it as a whole: options, clear, sync, upkeep, its end. How an item comes in is
 //! [`super::put`]'s story, how one goes out [`super::take`]'s.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -12,6 +13,7 @@ use crate::disk::{self, Disk, ForkGuard};
 use crate::error::{Error, GetError, SyncError};
 use crate::ids::ItemId;
 use crate::journal::Journal;
+use crate::journal::commit::Commit;
 use crate::journal::lane::Lane;
 use crate::options::{Durability, QueueOptions};
 use crate::queue::put::Limits;
@@ -206,15 +208,23 @@ impl Core {
         wakes.wake();
     }
 
+    /// Asks the group commit, and wakes consumers once it has answered: what a waker does may need the next sync.
+    pub(super) fn commit<T>(&self, ask: impl FnOnce(&Commit, &dyn Fn(u64)) -> T) -> T {
+        let wakes = RefCell::new(Wakes::default());
+        let answer = ask(&self.journal.commit, &|durable| {
+            self.reader.lock().publish(durable, &mut wakes.borrow_mut());
+        });
+        wakes.into_inner().wake();
+        answer
+    }
+
     /// Waits until the item `id` is on the device.
     pub(crate) fn synced(&self, id: u64) -> Result<(), SyncError> {
         self.may_sync()?;
         if id > self.journal.appended() {
             return Err(SyncError::UnknownId { id: ItemId(id) });
         }
-        self.journal
-            .commit
-            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
+        self.commit(|commit, publish| commit.wait(id, || self.journal.sync(false), publish))
             .map_err(|source| self.sync_error(source))
     }
 
@@ -232,9 +242,7 @@ impl Core {
                 None => Ok(()),
             };
         }
-        self.journal
-            .commit
-            .round(|| self.journal.sync(true), |durable| self.publish(durable))
+        self.commit(|commit, publish| commit.round(|| self.journal.sync(true), publish))
             .map_err(|source| self.sync_error(source))
     }
 
@@ -299,11 +307,8 @@ impl Core {
         // could still be on its way out when the load below is done, and a ring in between would be nobody's.
         self.sync_rung.swap(false, Ordering::AcqRel);
         // A failure is latched and told to everyone who asks.
-        let _ = self.journal.commit.wait(
-            self.journal.appended(),
-            || self.journal.sync(false),
-            |durable| self.publish(durable),
-        );
+        let appended = self.journal.appended();
+        let _ = self.commit(|commit, publish| commit.wait(appended, || self.journal.sync(false), publish));
     }
 
     /// Frees spent segments; `true`: one was still held and should be looked at again.

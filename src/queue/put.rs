@@ -291,16 +291,8 @@ impl Core {
     }
 
     fn wait_durable(&self, id: u64) -> Result<(), PutError> {
-        self.journal
-            .commit
-            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
+        self.commit(|commit, publish| commit.wait(id, || self.journal.sync(false), publish))
             .map_err(|source| PutError::Indeterminate { queue: self.name.clone(), source })
-    }
-
-    pub(super) fn publish(&self, durable: u64) {
-        let mut wakes = Wakes::default();
-        self.reader.lock().publish(durable, &mut wakes);
-        wakes.wake();
     }
 }
 

@@ -193,3 +193,21 @@ fn a_waker_may_poll_its_future_and_find_nothing() {
     });
     assert_eq!(ended.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"), "alive");
 }
+
+#[test]
+fn a_waker_may_put_durably() {
+    let w = world_with(QueueOptions::default());
+    let q = w.queue("q");
+    let (told, ended) = mpsc::channel();
+    let consumer = q.clone();
+    let task = Arc::new(AtOnce {
+        future: Mutex::new(Box::pin(async move {
+            let item = consumer.get_async().await.expect("open");
+            consumer.put("answer").expect("room");
+            let _ = told.send(text(item.data()));
+        })),
+    });
+    task.wake();
+    std::thread::spawn(move || q.put("question").expect("room"));
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"), "question");
+}
