@@ -252,3 +252,25 @@ fn nothing_is_stored_in_the_header_of_a_queue_once_its_set_is_closed() {
     assert!(queue.core.journal.update_meta(|meta| meta.next_id += 5).is_err());
     assert_eq!(next(&again).as_deref(), Some("a"));
 }
+
+#[test]
+fn f14_spares_of_another_size_make_room_on_a_full_disk() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let (big, other) = (set.queue("big").expect("opens"), set.queue("other").expect("opens"));
+    for _ in 0..2 {
+        big.put_batch(vec![vec![7; 1_000]; 600]).expect("room");
+    }
+    while big.try_get().expect("reads").is_some() {}
+    set.run_upkeep();
+    assert_eq!(set.stats().pool_bytes, 1 << 20);
+    fill(&disk);
+    other.put("x").expect("a spare can go");
+    assert_eq!(set.stats().disk_bytes, (1 << 20) + (64 << 10));
+}
+
+/// Leaves no space beyond what is used.
+fn fill(disk: &SimDisk) {
+    let used: usize = disk.list_files().iter().filter_map(|path| disk.read_file(path)).map(|bytes| bytes.len()).sum();
+    disk.set_space(used as u64);
+}
