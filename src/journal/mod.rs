@@ -514,7 +514,8 @@ impl Journal {
             .and_then(|lanes| lanes.checked_add(bytes)?.checked_add(2 * u64::from(FRAMES_AT)))
             .filter(|needed| *needed <= u64::from(LEN_MAX) && items <= u64::from(frame::ORDINAL_MAX))
             .ok_or(AppendError::TooLarge { max: u64::from(LEN_MAX) })?;
-        let len = tail.next_len.max((needed as u32).next_power_of_two());
+        let least = (needed as u32).next_power_of_two().max(LEN_MIN);
+        let len = tail.next_len.max(least);
 
         self.discard_empty(tail);
         let number = tail.next_number;
@@ -551,6 +552,26 @@ impl Journal {
             tail.marked = true;
         }
         let salt = Salt(self.context.disk.random_u64().map_err(no_space)?);
+        let spare = match (&self.context.dir, tail.spare.take()) {
+            (_, Some(spare)) if spare.len == len => spare,
+            (Some(_), other) => {
+                if let Some(other) = other {
+                    self.context.pool.put_back(other);
+                }
+                match self.take_spare(len, least) {
+                    Ok(spare) => spare,
+                    Err(no) => {
+                        self.give_up_drained(tail);
+                        return Err(match no {
+                            NoSpare::Cap => AppendError::DiskCap,
+                            NoSpare::Io(error) => no_space(error),
+                        });
+                    }
+                }
+            }
+            (None, _) => Spare { path: None, file: None, map: Map::anonymous(len as usize).map_err(no_space)?, len },
+        };
+        let len = spare.len;
         let header = SegmentHeader {
             set_id: self.context.set_id,
             queue_id: self.meta.lock().meta.queue_id,
@@ -561,19 +582,6 @@ impl Journal {
             salt,
             boot_id: self.context.boot_id,
             previous,
-        };
-        let spare = match (&self.context.dir, tail.spare.take()) {
-            (_, Some(spare)) if spare.len == len => spare,
-            (Some(_), other) => {
-                if let Some(other) = other {
-                    self.context.pool.put_back(other);
-                }
-                self.context.pool.take(len).map_err(|no| match no {
-                    NoSpare::Cap => AppendError::DiskCap,
-                    NoSpare::Io(error) => no_space(error),
-                })?
-            }
-            (None, _) => Spare { path: None, file: None, map: Map::anonymous(len as usize).map_err(no_space)?, len },
         };
         tail.spare_asked = false;
         // From here on the spare has left the pool: whatever fails, it is given back or removed.
@@ -622,6 +630,27 @@ impl Journal {
         tail.next_len = len.saturating_mul(2).min(tail.len_max).max(LEN_MIN);
         tail.previous = previous;
         Ok(())
+    }
+
+    /// A file of `len` bytes or, where there is no room for so many, of as many as there is for, but not under `least`.
+    fn take_spare(&self, mut len: u32, least: u32) -> Result<Spare, NoSpare> {
+        loop {
+            match self.context.pool.take(len) {
+                Err(NoSpare::Cap) if len > least => len /= 2,
+                Err(NoSpare::Io(error)) if len > least && crate::disk::is_no_space(&error) => len /= 2,
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Where there is no room for a next segment, a tail that is used up and whose items are all done is the room: sealed, it
+    /// can be freed. Nobody would seal it otherwise, and an empty queue would refuse puts for ever.
+    fn give_up_drained(&self, tail: &mut Tail) {
+        let is_drained = |segment: &Arc<Segment>| tail.ordinal > 0 && segment.done() >= tail.ordinal;
+        if tail.segment.as_ref().is_some_and(is_drained) {
+            // If the seal cannot be stored, the header still says that the segment is gone.
+            let _ = self.seal_tail(tail);
+        }
     }
 
     /// Takes a tail that never held an item out of the journal: nobody would sync it, and what comes behind it would stand on

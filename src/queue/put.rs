@@ -102,7 +102,8 @@ impl Core {
         loop {
             let tried = self.try_put(payloads, total, options, must_sync, &mut ticket, room, ids);
             match tried {
-                Err(PutError::Full { limit: Limit::Disk, .. }) if self.make_disk_room() => {}
+                Err(PutError::Full { limit: Limit::Disk, .. }) if self.free_drained() || self.make_disk_room() => {}
+                Err(PutError::NoSpace { .. }) if self.free_drained() => {}
                 Err(error) => return Err(error),
                 Ok(Some(last)) => {
                     drop(ticket);
@@ -124,23 +125,37 @@ impl Core {
         }
     }
 
-    /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free. `false`: none is.
+    /// Frees the last segment, if it was sealed because there was no room for another and nothing waited in it.
+    fn free_drained(&self) -> bool {
+        let is_sealed = std::mem::take(&mut self.journal.tail.lock().spent);
+        if is_sealed && self.free_spent() {
+            // Somebody was just leaving it.
+            self.ring_free();
+        }
+        is_sealed
+    }
+
+    /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free, or all are gone.
+    /// `false`: there was none to drop.
     fn make_disk_room(&self) -> bool {
         if self.limits.read().when_full != WhenFull::DropOldest {
             return false;
         }
+        let mut dropped = false;
         let spent = {
             let mut reader = self.reader.lock();
             if reader.closed {
                 return false;
             }
-            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {}
+            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {
+                dropped = true;
+            }
             std::mem::take(&mut reader.spent)
         };
         if spent {
             self.free_spent();
         }
-        spent
+        spent || dropped
     }
 
     fn broken(&self, payloads: &[&[u8]], total: u64) -> Limit {

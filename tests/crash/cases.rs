@@ -274,3 +274,16 @@ fn fill(disk: &SimDisk) {
     let used: usize = disk.list_files().iter().filter_map(|path| disk.read_file(path)).map(|bytes| bytes.len()).sum();
     disk.set_space(used as u64);
 }
+
+#[test]
+fn f14_a_drained_queue_takes_puts_again_on_a_full_disk() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    fill(&disk);
+    while queue.put([8; 1_000]).is_ok() {}
+    while queue.try_get().expect("reads").is_some() {}
+    queue.put([9; 1_000]).expect("its own space is free again");
+    assert_eq!(queue.try_get().expect("reads").map(|item| item.data().to_vec()), Some(vec![9; 1_000]));
+}
