@@ -94,9 +94,12 @@ struct Inner {
     deletes: AtomicU64,
 }
 
-/// A queue's entry; its lock is held while the queue is loaded, so that only who wants that queue waits.
+/// A queue's entry.
 #[derive(Default)]
 struct Slot {
+    /// Held while the queue is loaded or deleted, so that only who wants that queue waits.
+    busy: Mutex<()>,
+    /// Never held for long, so that who asks about all queues waits for none.
     core: Mutex<Option<Arc<Core>>>,
 }
 
@@ -181,7 +184,7 @@ impl QueueSetBuilder {
     }
 
     /// Told while a queue is recovered, once per segment; answering `false` cancels ([`OpenError::Cancelled`]), and nothing
-    /// is changed. Called without any lock held that the callback could need.
+    /// is changed. The callback may ask the set for all but the queue it is told of, and must not close it.
     pub fn on_recovery(mut self, callback: impl Fn(&RecoveryProgress) -> bool + Send + Sync + 'static) -> Self {
         self.on_recovery = Some(Arc::new(callback));
         self
@@ -400,8 +403,16 @@ impl QueueSet {
         let Some(slot) = self.inner.registry.lock().get(name).cloned() else {
             return Ok(false);
         };
-        let mut loaded = slot.core.lock();
-        let highest = match &*loaded {
+        let busy = slot.busy.lock();
+        // While we waited for the slot, the set may have been closed: what is in its directory is no longer ours.
+        self.inner.check_open()?;
+        // Or somebody else has deleted this queue, and what has the name now is another one.
+        if !self.inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
+            drop(busy);
+            return self.delete(name);
+        }
+        let loaded = slot.core.lock().clone();
+        let highest = match &loaded {
             Some(core) => {
                 core.shut(false);
                 // What moves here has been told `Closed`, or is stored and about to be marked.
@@ -418,7 +429,7 @@ impl QueueSet {
         if has_files {
             self.inner.remove_files(name, loaded.as_deref())?;
         }
-        *loaded = None;
+        *slot.core.lock() = None;
         self.inner.registry.lock().remove(name);
         self.inner.deletes.fetch_add(1, Ordering::Relaxed);
         Ok(true)
@@ -491,7 +502,11 @@ impl QueueSet {
         }
         let mut result = Ok(());
         for core in self.inner.loaded() {
-            result = result.and(core.sync());
+            match core.sync() {
+                // It is being deleted: nothing of it will be missed.
+                Err(SyncError::Closed) if !self.inner.shared.closed.load(Ordering::Acquire) => {}
+                synced => result = result.and(synced),
+            }
         }
         result
     }
@@ -602,13 +617,13 @@ impl Inner {
                 },
             }
         };
-        let mut loaded = slot.core.lock();
-        if let Some(core) = &*loaded {
-            return Ok(Some(Arc::clone(core)));
+        let busy = slot.busy.lock();
+        if let Some(core) = slot.core.lock().clone() {
+            return Ok(Some(core));
         }
         // While we waited for the slot, the queue may have been deleted, or the set closed.
         if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
-            drop(loaded);
+            drop(busy);
             return self.load(name, want);
         }
         if inner.shared.closed.load(Ordering::Acquire) {
@@ -620,7 +635,7 @@ impl Inner {
         };
         match inner.open_queue(name, given) {
             Ok((core, created)) => {
-                *loaded = Some(Arc::clone(&core));
+                *slot.core.lock() = Some(Arc::clone(&core));
                 inner.creates.fetch_add(u64::from(created), Ordering::Relaxed);
                 Ok(Some(core))
             }
@@ -683,9 +698,12 @@ impl Inner {
         Ok(())
     }
 
+    fn slots(&self) -> Vec<Arc<Slot>> {
+        self.registry.lock().values().cloned().collect()
+    }
+
     fn loaded(&self) -> Vec<Arc<Core>> {
-        let slots: Vec<Arc<Slot>> = self.registry.lock().values().cloned().collect();
-        slots.iter().filter_map(|slot| slot.core.lock().clone()).collect()
+        self.slots().iter().filter_map(|slot| slot.core.lock().clone()).collect()
     }
 
     fn queue_dir(&self, name: &str) -> PathBuf {
@@ -767,12 +785,16 @@ impl Inner {
         );
         if !self.shared.read_only {
             if unproven && durability != Durability::Os && !planted::is(Bug::ServeUnproven) {
-                core.sync_round().map_err(|error| OpenError::Io {
-                    path: dir.clone(),
-                    source: match error {
-                        SyncError::Failed { source, .. } => io::Error::new(source.kind(), source),
-                        other => io::Error::other(other),
-                    },
+                core.sync_round().map_err(|error| {
+                    let (_, bytes, _) = core.journal.gauges();
+                    self.pool.forget_bytes(bytes);
+                    OpenError::Io {
+                        path: dir.clone(),
+                        source: match error {
+                            SyncError::Failed { source, .. } => io::Error::new(source.kind(), source),
+                            other => io::Error::other(other),
+                        },
+                    }
                 })?;
             }
             if has_segments {
@@ -825,7 +847,11 @@ impl Inner {
         if slots.newest.name != name {
             return Err(corrupt("queue header (of another queue)"));
         }
-        Ok(MetaFile { meta: slots.newest, slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)) })
+        Ok(MetaFile {
+            meta: slots.newest,
+            slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)),
+            closed: false,
+        })
     }
 
     fn create_meta(
@@ -853,7 +879,7 @@ impl Inner {
             options: given.map(QueueOptions::to_bytes).unwrap_or_default(),
         };
         if !options.journal {
-            return Ok(MetaFile { meta, slots: None });
+            return Ok(MetaFile { meta, slots: None, closed: false });
         }
         disk.create_dir_all(dir).map_err(io)?;
         for entry in disk.list(dir).map_err(io)? {
@@ -870,7 +896,7 @@ impl Inner {
         let slot = meta::encode_queue(&meta, 1);
         let file = write_new_file(disk, dir, "meta", &slot).map_err(io)?;
         self.sync_names(dir).map_err(io)?;
-        Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)) })
+        Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)), closed: false })
     }
 
     /// Makes the names durable that lead to a queue's files: of its directory, and of those it is nested in; and before them
@@ -935,16 +961,15 @@ impl Inner {
         let io = |source| Error::Io { path: dir.clone(), source };
         let trash = self.dir.join("trash");
         let grave = trash.join(format!("{:016x}", disk.random_u64().map_err(io)?));
+        if let Some(core) = core {
+            self.pool.forget_bytes(core.journal.leave());
+        }
         self.trash_unsynced.store(true, Ordering::Release);
         disk.rename(&dir, &grave).map_err(io)?;
         disk.sync_dir(&trash).map_err(io)?;
         self.trash_unsynced.store(false, Ordering::Release);
         let parent = dir.parent().unwrap_or(&self.dir);
         disk.sync_dir(parent).map_err(io)?;
-        if let Some(core) = core {
-            let (_, bytes, _) = core.journal.gauges();
-            self.pool.forget_bytes(bytes);
-        }
         empty_trash(disk, &trash);
         // Directories of a long name that hold nothing any more; harmless if they stay.
         let queues = self.dir.join("queues");
@@ -962,20 +987,32 @@ impl Inner {
         if self.shared.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let cores = self.loaded();
+        // A queue that is just being loaded is waited for; one that is loaded later finds the set closed.
+        let loaded = |slot: &Arc<Slot>| {
+            let _busy = slot.busy.lock();
+            slot.core.lock().clone()
+        };
+        let cores: Vec<Arc<Core>> = self.slots().iter().filter_map(loaded).collect();
         for core in &cores {
             core.shut(!self.shared.read_only);
         }
         self.shared.upkeep.stop();
+        // A move that has put its item is about to mark the old one; one that has not is told `Closed`.
+        while self.shared.moves.any_running() {
+            park_timeout(Duration::from_millis(1));
+        }
         let mut result = Ok(());
         for core in &cores {
             result = result.and(core.settle());
+            core.journal.close_meta();
         }
         if result.is_ok() && !self.shared.read_only && !self.shared.unmarked.load(Ordering::Acquire) {
             // What cannot be removed is looked through by the next open, in vain.
             let _ = self.shared.moves.forget();
         }
-        for slot in self.registry.lock().values() {
+        // Slot by slot without the registry: who loads or deletes a queue takes it while holding the slot.
+        for slot in self.slots() {
+            let _busy = slot.busy.lock();
             *slot.core.lock() = None;
         }
         *self.lock.lock() = None;

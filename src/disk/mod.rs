@@ -90,6 +90,11 @@ pub(crate) fn instant_now() -> Instant {
     Instant::now()
 }
 
+/// Lets other threads get on for a moment.
+pub(crate) fn give_way() {
+    std::thread::sleep(std::time::Duration::from_micros(200));
+}
+
 macro_rules! each {
     ($self:expr, $inner:ident => $real:expr, $sim_inner:ident => $sim:expr) => {
         match $self {

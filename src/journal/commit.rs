@@ -63,6 +63,11 @@ impl Commit {
         self.state.lock().failed.clone()
     }
 
+    /// Whether the device is being asked. What that covers looks synced by then, and is so only once it has answered.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.state.lock().leading
+    }
+
     /// Latches a failure that happened outside of [`Commit::wait`].
     pub(crate) fn fail(&self, error: io::Error) -> Arc<io::Error> {
         let mut state = self.state.lock();
@@ -143,12 +148,11 @@ impl Commit {
         }
         match result {
             Ok(durable) => {
-                {
-                    let mut state = self.state.lock();
-                    state.durable = state.durable.max(durable);
-                    self.durable.store(state.durable, Ordering::Release);
-                }
+                // Before anybody is answered, so that who has put an item finds it there.
                 publish(durable);
+                let mut state = self.state.lock();
+                state.durable = state.durable.max(durable);
+                self.durable.store(state.durable, Ordering::Release);
             }
             Err(_) if planted::is(Bug::ForgetFailure) => self.forget_by_mistake(),
             Err(error) => {
@@ -200,6 +204,30 @@ mod tests {
             }
         });
         assert!(syncs.load(Ordering::SeqCst) <= 800);
+    }
+
+    #[test]
+    fn nobody_is_answered_before_it_is_published() {
+        let commit = Commit::new(0);
+        std::thread::scope(|scope| {
+            let (begun, begins) = std::sync::mpsc::channel();
+            let (go_on, waits) = std::sync::mpsc::channel::<()>();
+            let (answer, answered) = std::sync::mpsc::channel();
+            let commit = &commit;
+            scope.spawn(move || {
+                let publish = |_| {
+                    begun.send(()).expect("somebody waits");
+                    waits.recv().expect("the test tells when");
+                };
+                commit.wait(1, || Ok(2), publish).expect("no failure planted");
+            });
+            begins.recv().expect("it has begun");
+            scope.spawn(move || answer.send(commit.wait(2, || panic!("covered"), |_| {}).is_ok()));
+            let early = answered.recv_timeout(std::time::Duration::from_millis(50));
+            go_on.send(()).expect("somebody waits");
+            assert!(early.is_err(), "answered before consumers could see it");
+            assert_eq!(answered.recv(), Ok(true));
+        });
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use parking_lot::Mutex;
 
@@ -106,6 +106,8 @@ pub(crate) struct Journal {
     table: Mutex<BTreeMap<u64, Entry>>,
     /// Lock 6. The queue's header file.
     meta: Mutex<MetaFile>,
+    /// Held while files of spent segments are given away. Comes before the table's.
+    giving: Mutex<()>,
     /// The last id appended; written under the tail lock.
     appended: AtomicU64,
     /// Frame bytes appended and made durable, for the gauge.
@@ -190,6 +192,8 @@ pub(crate) struct MetaFile {
     pub(crate) meta: QueueMeta,
     /// `None`: memory only.
     pub(crate) slots: Option<SlotFile>,
+    /// The set was closed: the file may be somebody else's by now.
+    pub(crate) closed: bool,
 }
 
 /// A file of two slots, written in turn.
@@ -247,6 +251,9 @@ impl MetaFile {
         change(&mut meta);
         if meta == self.meta {
             return Ok(());
+        }
+        if self.closed {
+            return Err(io::Error::other("the set is closed"));
         }
         self.prove()?;
         if let Some(slots) = &mut self.slots {
@@ -313,6 +320,7 @@ impl Journal {
             commit: Commit::new(durable),
             table: Mutex::new(recovered.entries),
             meta: Mutex::new(recovered.meta),
+            giving: Mutex::new(()),
             appended: AtomicU64::new(last_id),
             appended_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
@@ -529,7 +537,8 @@ impl Journal {
             .and_then(|lanes| lanes.checked_add(bytes)?.checked_add(2 * u64::from(FRAMES_AT)))
             .filter(|needed| *needed <= u64::from(LEN_MAX) && items <= u64::from(frame::ORDINAL_MAX))
             .ok_or(AppendError::TooLarge { max: u64::from(LEN_MAX) })?;
-        let len = tail.next_len.max((needed as u32).next_power_of_two());
+        let least = (needed as u32).next_power_of_two().max(LEN_MIN);
+        let len = tail.next_len.max(least);
 
         self.discard_empty(tail);
         let number = tail.next_number;
@@ -566,6 +575,26 @@ impl Journal {
             tail.marked = true;
         }
         let salt = Salt(self.context.disk.random_u64().map_err(no_space)?);
+        let spare = match (&self.context.dir, tail.spare.take()) {
+            (_, Some(spare)) if spare.len == len => spare,
+            (Some(_), other) => {
+                if let Some(other) = other {
+                    self.context.pool.put_back(other);
+                }
+                match self.take_spare(len, least) {
+                    Ok(spare) => spare,
+                    Err(no) => {
+                        self.give_up_drained(tail);
+                        return Err(match no {
+                            NoSpare::Cap => AppendError::DiskCap,
+                            NoSpare::Io(error) => no_space(error),
+                        });
+                    }
+                }
+            }
+            (None, _) => Spare { path: None, file: None, map: Map::anonymous(len as usize).map_err(no_space)?, len },
+        };
+        let len = spare.len;
         let header = SegmentHeader {
             set_id: self.context.set_id,
             queue_id: self.meta.lock().meta.queue_id,
@@ -576,19 +605,6 @@ impl Journal {
             salt,
             boot_id: self.context.boot_id,
             previous,
-        };
-        let spare = match (&self.context.dir, tail.spare.take()) {
-            (_, Some(spare)) if spare.len == len => spare,
-            (Some(_), other) => {
-                if let Some(other) = other {
-                    self.context.pool.put_back(other);
-                }
-                self.context.pool.take(len).map_err(|no| match no {
-                    NoSpare::Cap => AppendError::DiskCap,
-                    NoSpare::Io(error) => no_space(error),
-                })?
-            }
-            (None, _) => Spare { path: None, file: None, map: Map::anonymous(len as usize).map_err(no_space)?, len },
         };
         tail.spare_asked = false;
         // From here on the spare has left the pool: whatever fails, it is given back or removed.
@@ -637,6 +653,27 @@ impl Journal {
         tail.next_len = len.saturating_mul(2).min(tail.len_max).max(LEN_MIN);
         tail.previous = previous;
         Ok(())
+    }
+
+    /// A file of `len` bytes or, where there is no room for so many, of as many as there is for, but not under `least`.
+    fn take_spare(&self, mut len: u32, least: u32) -> Result<Spare, NoSpare> {
+        loop {
+            match self.context.pool.take(len) {
+                Err(NoSpare::Cap) if len > least => len /= 2,
+                Err(NoSpare::Io(error)) if len > least && crate::disk::is_no_space(&error) => len /= 2,
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Where there is no room for a next segment, a tail that is used up and whose items are all done is the room: sealed, it
+    /// can be freed. Nobody would seal it otherwise, and an empty queue would refuse puts for ever.
+    fn give_up_drained(&self, tail: &mut Tail) {
+        let is_drained = |segment: &Arc<Segment>| tail.ordinal > 0 && segment.done() >= tail.ordinal;
+        if tail.segment.as_ref().is_some_and(is_drained) {
+            // If the seal cannot be stored, the header still says that the segment is gone.
+            let _ = self.seal_tail(tail);
+        }
     }
 
     /// Takes a tail that never held an item out of the journal: nobody would sync it, and what comes behind it would stand on
@@ -704,7 +741,7 @@ impl Journal {
     pub(crate) fn arm(&self) {
         let len = {
             let tail = self.tail.lock();
-            if tail.spare.is_some() {
+            if tail.spare.is_some() || tail.closed {
                 return;
             }
             tail.next_len
@@ -716,7 +753,8 @@ impl Journal {
         spare.map.populate();
         let mut tail = self.tail.lock();
         match tail.spare {
-            None if tail.next_len == len => tail.spare = Some(spare),
+            // Not for a queue that was deleted meanwhile: nobody would take it from there.
+            None if tail.next_len == len && !tail.closed => tail.spare = Some(spare),
             _ => self.context.pool.put_back(spare),
         }
     }
@@ -1038,6 +1076,7 @@ impl Journal {
         })?;
         self.tail.lock().unsynced.retain(|number| !freed.iter().any(|freed| freed.number == *number));
         let mut first_error = Ok(());
+        let _giving = self.giving.lock();
         for Spent { number, len, .. } in freed {
             // The header took its time. Meanwhile a sync may have got hold of the segment, which then must not be used for
             // something else, or given it its final name; or somebody else may have freed it.
@@ -1078,6 +1117,25 @@ impl Journal {
     /// Stores other content in the queue's header.
     pub(crate) fn update_meta(&self, change: impl FnOnce(&mut QueueMeta)) -> io::Result<()> {
         self.meta.lock().update(change)
+    }
+
+    /// Waits until nobody holds a segment but the journal itself. No take may begin any more; one that began before still marks
+    /// its item, which must not happen once somebody else has the files.
+    pub(crate) fn await_takers(&self) {
+        let is_taken = || {
+            let tail = self.tail.lock();
+            let own = tail.segment.as_ref().map(|segment| segment.number);
+            self.table
+                .lock()
+                .values()
+                .filter_map(|entry| entry.open.as_ref())
+                .any(|segment| Arc::strong_count(segment) > 1 + usize::from(own == Some(segment.number)))
+        };
+        while is_taken() {
+            crate::disk::give_way();
+        }
+        // Pairs with the drop of what was held.
+        fence(Ordering::Acquire);
     }
 
     /// Leaves the journal so that the next open needs no scan: everything durable, the last segment sealed.
@@ -1125,6 +1183,21 @@ impl Journal {
             meta.next_id = meta.next_id.max(next_id);
             (meta.segment_last, meta.last_end) = sealed.unwrap_or((last_number, 0));
         })
+    }
+
+    /// The queue is being deleted, and another one may have its directory's name soon: from here on no name there is touched, by
+    /// upkeep or by a sync that is under way. Returns the bytes of its segments.
+    pub(crate) fn leave(&self) -> u64 {
+        let _giving = self.giving.lock();
+        let mut table = self.table.lock();
+        let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
+        table.clear();
+        bytes
+    }
+
+    /// The last word on the header: who looked at the set before it was closed, and comes only now, stores nothing any more.
+    pub(crate) fn close_meta(&self) {
+        self.meta.lock().closed = true;
     }
 
     /// Gives what was armed back to the pool: the queue is going away.

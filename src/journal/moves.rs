@@ -204,6 +204,11 @@ impl Moves {
         Ok(())
     }
 
+    /// Whether any move is on its way.
+    pub(crate) fn any_running(&self) -> bool {
+        self.state.lock().routes.values().any(|known| known.running > 0)
+    }
+
     /// Whether a move between the two is on its way.
     pub(crate) fn is_running(&self, from: &str, into: &str) -> bool {
         let pair = (from.to_owned(), into.to_owned());

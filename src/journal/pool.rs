@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::disk::{Disk, EntryKind, File, Map};
+use crate::disk::{self, Disk, EntryKind, File, Map};
 use crate::format::header::PAGE;
 use crate::planted::{self, Bug};
 
@@ -119,21 +119,37 @@ impl Pool {
             }
         }
         while state.disk_bytes + u64::from(len) > self.disk_max {
-            let Some(other) = state.spares.pop() else {
+            if !self.remove_one(&mut state).map_err(NoSpare::Io)? {
                 return Err(NoSpare::Cap);
-            };
-            state.spare_bytes -= u64::from(other.len);
-            state.disk_bytes -= u64::from(other.len);
-            self.disk.unlink(&other.path).map_err(NoSpare::Io)?;
+            }
         }
         state.disk_bytes += u64::from(len);
         let number = state.next_number;
         state.next_number += 1;
         drop(state);
-        self.create(number, len).map_err(|error| {
-            self.forget(len);
-            NoSpare::Io(error)
-        })
+        loop {
+            match self.create(number, len) {
+                // On a full medium a spare of another length is room for this one.
+                Err(error)
+                    if disk::is_no_space(&error) && matches!(self.remove_one(&mut self.state.lock()), Ok(true)) => {}
+                made => {
+                    return made.map_err(|error| {
+                        self.forget(len);
+                        NoSpare::Io(error)
+                    });
+                }
+            }
+        }
+    }
+
+    /// Removes a spare for the sake of its space; `false`: there is none.
+    fn remove_one(&self, state: &mut State) -> io::Result<bool> {
+        let Some(spare) = state.spares.pop() else {
+            return Ok(false);
+        };
+        state.spare_bytes -= u64::from(spare.len);
+        state.disk_bytes -= u64::from(spare.len);
+        self.disk.unlink(&spare.path).map(|()| true)
     }
 
     fn open_spare(&self, waiting: &Waiting) -> io::Result<Spare> {

@@ -164,8 +164,7 @@ impl<'a> Recovery<'a> {
         let lost_tail = !torn.is_empty();
 
         // Segments that hold nothing any more are forgotten once the header says so.
-        let mut gone: Vec<(u64, PathBuf, u32)> =
-            torn.into_iter().map(|f| (f.header.number, f.path, f.header.segment_bytes)).collect();
+        let mut gone: Vec<(u64, PathBuf)> = torn.into_iter().map(|f| (f.header.number, f.path)).collect();
         for segment in found.values_mut() {
             self.read_lanes(segment)?;
         }
@@ -237,6 +236,8 @@ impl<'a> Recovery<'a> {
         };
         for (number, segment) in found {
             let extent = segment.extent.unwrap_or_default();
+            // Only now that nothing can fail any more: a queue that does not open is tried again.
+            self.context.pool.add_disk_bytes(u64::from(segment.header.segment_bytes));
             outcome.items += segment.waiting;
             outcome.bytes += segment.waiting_bytes;
             outcome.newest_ms = outcome.newest_ms.max(segment.last_ms).max(segment.header.base_ms);
@@ -470,7 +471,6 @@ impl<'a> Recovery<'a> {
                 return Err(self.corrupt(&path, number, len, "file length"));
             }
         }
-        self.context.pool.add_disk_bytes(u64::from(header.segment_bytes));
         page.resize(PAGE, 0);
         let seal = header::decode_seal(&page, header.salt);
         let same_boot = header.boot_id == self.context.boot_id;
@@ -888,7 +888,7 @@ impl<'a> Recovery<'a> {
         &mut self,
         dir: &Path,
         found: &mut BTreeMap<u64, Found>,
-        gone: &mut Vec<(u64, PathBuf, u32)>,
+        gone: &mut Vec<(u64, PathBuf)>,
         next_number: &mut u64,
         unsynced: &mut Vec<u64>,
     ) -> Result<(), OpenError> {
@@ -940,7 +940,7 @@ impl<'a> Recovery<'a> {
         *next_number = number + 1;
         unsynced.clear();
         for (number, old) in found.split_off(&(first + 1)) {
-            gone.push((number, old.path, old.header.segment_bytes));
+            gone.push((number, old.path));
         }
         if let Some(old) = found.get_mut(&first) {
             old.extent = Some(kept);
@@ -951,7 +951,7 @@ impl<'a> Recovery<'a> {
         // What is left of the first one is counted again without the frames that moved.
         if kept.count == 0 {
             if let Some(old) = found.remove(&first) {
-                gone.push((first, old.path, old.header.segment_bytes));
+                gone.push((first, old.path));
             }
         } else if let Some(old) = found.get_mut(&first) {
             (old.done, old.waiting, old.waiting_bytes, old.first_waiting) = (0, 0, 0, None);
@@ -1124,7 +1124,6 @@ impl<'a> Recovery<'a> {
         })();
         match made {
             Ok(copy) => {
-                self.context.pool.add_disk_bytes(u64::from(len));
                 self.report.copied_items += u64::from(copy.extent.unwrap_or_default().count);
                 Ok((copy, kept))
             }
@@ -1136,16 +1135,15 @@ impl<'a> Recovery<'a> {
     }
 
     /// Removes segments that are superseded or torn off, after the header says that they are gone.
-    fn remove(&self, dir: &Path, gone: Vec<(u64, PathBuf, u32)>, meta: &mut MetaFile) -> Result<(), OpenError> {
+    fn remove(&self, dir: &Path, gone: Vec<(u64, PathBuf)>, meta: &mut MetaFile) -> Result<(), OpenError> {
         meta.update(|meta| {
             for (number, ..) in &gone {
                 meta.add_freed(*number);
             }
         })
         .map_err(|e| Self::io(dir, e))?;
-        for (_, path, len) in gone {
+        for (_, path) in gone {
             self.context.disk.unlink(&path).map_err(|e| Self::io(&path, e))?;
-            self.context.pool.forget(len);
         }
         Ok(())
     }

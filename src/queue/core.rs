@@ -1,6 +1,7 @@
 //! What a queue is made of, and what is done to it as a whole: options, clear, sync, upkeep, its end. How an item comes in is
 //! [`super::put`]'s story, how one goes out [`super::take`]'s.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -10,9 +11,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
-use crate::error::{GetError, SyncError};
+use crate::error::{Error, GetError, SyncError};
 use crate::ids::{self, ItemId};
 use crate::journal::Journal;
+use crate::journal::commit::Commit;
 use crate::journal::lane::Lane;
 use crate::journal::moves::Moves;
 use crate::options::{Durability, QueueOptions};
@@ -131,7 +133,8 @@ impl Core {
     ) -> Arc<Core> {
         reader.memory_bytes = options.memory_bytes;
         reader.max_age_ms = options.max_age_ms();
-        reader.max_attempts = options.attempts_in(&name);
+        // Who only looks moves nothing.
+        reader.max_attempts = if shared.read_only { u32::MAX } else { options.attempts_in(&name) };
         Arc::new_cyclic(|me| Core {
             name,
             shared,
@@ -189,12 +192,19 @@ impl Core {
 
     // ---- all at once
 
-    pub(crate) fn clear(&self) -> std::io::Result<u64> {
+    pub(crate) fn clear(&self) -> Result<u64, Error> {
         let mut wakes = Wakes::default();
         let cleared = {
             let mut tail = self.journal.tail.lock();
+            if tail.closed {
+                return Err(Error::Closed);
+            }
             let mut reader = self.reader.lock();
-            self.journal.clear(&mut tail)?;
+            let stored = self.journal.clear(&mut tail);
+            stored.map_err(|source| {
+                let path = self.journal.context.dir.clone().unwrap_or_default();
+                Error::Io { path, source }
+            })?;
             let cleared = reader.clear();
             reader.room(&mut wakes);
             cleared
@@ -229,15 +239,23 @@ impl Core {
         wakes.wake();
     }
 
+    /// Asks the group commit, and wakes consumers once it has answered: what a waker does may need the next sync.
+    pub(super) fn commit<T>(&self, ask: impl FnOnce(&Commit, &dyn Fn(u64)) -> T) -> T {
+        let wakes = RefCell::new(Wakes::default());
+        let answer = ask(&self.journal.commit, &|durable| {
+            self.reader.lock().publish(durable, &mut wakes.borrow_mut());
+        });
+        wakes.into_inner().wake();
+        answer
+    }
+
     /// Waits until the item `id` is on the device.
     pub(crate) fn synced(&self, id: u64) -> Result<(), SyncError> {
         self.may_sync()?;
         if id > self.journal.appended() {
             return Err(SyncError::UnknownId { id: ItemId(id) });
         }
-        self.journal
-            .commit
-            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
+        self.commit(|commit, publish| commit.wait(id, || self.journal.sync(false), publish))
             .map_err(|source| self.sync_error(source))
     }
 
@@ -248,15 +266,14 @@ impl Core {
     }
 
     pub(crate) fn sync_round(&self) -> Result<(), SyncError> {
-        if !self.journal.is_unsynced() {
+        // In this order: a sync that begins in between has nothing of the caller's to cover.
+        if !self.journal.is_unsynced() && !self.journal.commit.is_asking() {
             return match self.journal.commit.failure() {
                 Some(source) => Err(self.sync_error(source)),
                 None => Ok(()),
             };
         }
-        self.journal
-            .commit
-            .round(|| self.journal.sync(true), |durable| self.publish(durable))
+        self.commit(|commit, publish| commit.round(|| self.journal.sync(true), publish))
             .map_err(|source| self.sync_error(source))
     }
 
@@ -332,11 +349,8 @@ impl Core {
         // could still be on its way out when the load below is done, and a ring in between would be nobody's.
         self.sync_rung.swap(false, Ordering::AcqRel);
         // A failure is latched and told to everyone who asks.
-        let _ = self.journal.commit.wait(
-            self.journal.appended(),
-            || self.journal.sync(false),
-            |durable| self.publish(durable),
-        );
+        let appended = self.journal.appended();
+        let _ = self.commit(|commit, publish| commit.wait(appended, || self.journal.sync(false), publish));
     }
 
     /// Frees spent segments; `true`: one was still held and should be looked at again.
@@ -444,6 +458,7 @@ impl Core {
         if self.shared.read_only || !self.has_journal {
             return Ok(());
         }
+        self.journal.await_takers();
         let untouched = !self.journal.is_unsynced() && self.journal.is_untouched();
         if untouched {
             self.journal.disarm();

@@ -12,6 +12,7 @@ use crate::journal::Moved;
 use crate::journal::lane::Lane;
 use crate::journal::letters;
 use crate::journal::moves::Running;
+use crate::journal::segment::Segment;
 use crate::options::{Durability, PutOptions};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
@@ -53,7 +54,7 @@ impl Core {
             return Err(MoveFault::NoJournal { queue: into.name.clone() });
         }
         // As long as the move takes, no lease may end it: the item must not be in two hands.
-        let due_ms = {
+        let (due_ms, old) = {
             let mut reader = self.reader.lock();
             if reader.closed {
                 return Err(MoveFault::Closed);
@@ -61,16 +62,16 @@ impl Core {
             let Some(held) = reader.open.get(&id).filter(|held| held.serial == serial) else {
                 return Err(MoveFault::LeaseEnded);
             };
-            let due_ms = held.due_ms;
+            let (due_ms, old) = (held.due_ms, held.segment.clone().map(|segment| (segment, held.place)));
             reader.lease(id, serial, ENDLESS);
-            due_ms
+            (due_ms, old)
         };
         if planted::is(Bug::MarkBeforeMoved) {
-            self.mark_moved(id, serial);
+            self.mark_moved(id, serial, old.as_ref());
         }
         match self.put_successor(id, into, successor, room) {
             Ok((new_id, running)) => {
-                self.mark_moved(id, serial);
+                self.mark_moved(id, serial, old.as_ref());
                 // Only now: what the new item vouches for must be marked before its segment may be freed.
                 drop(running);
                 Ok(new_id)
@@ -120,13 +121,11 @@ impl Core {
     }
 
     /// The old item is done. Should the mark fail, this process has done with it all the same, and the next one finds the new.
-    fn mark_moved(&self, id: u64, serial: u64) {
-        let mut reader = self.reader.lock();
-        let Some(held) = reader.release(id, serial) else {
-            return;
-        };
-        if let Some(segment) = &held.segment
-            && self.finish(segment, &held.place).is_err()
+    /// Whatever became of the queue meanwhile: a set that closes waits for this.
+    fn mark_moved(&self, id: u64, serial: u64, old: Option<&(Arc<Segment>, Place)>) {
+        let _held = self.reader.lock().release(id, serial);
+        if let Some((segment, place)) = old
+            && self.finish(segment, place).is_err()
         {
             self.shared.unmarked.store(true, Ordering::Release);
         }

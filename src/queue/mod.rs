@@ -102,9 +102,12 @@ impl Queue {
             return Err(OptionsError::Journal { queue: self.name().to_owned(), items: self.len() });
         }
         let stored = self.core.journal.update_meta(|meta| meta.options = options.to_bytes());
-        stored.map_err(|source| OptionsError::Io {
-            path: self.core.journal.context.dir.clone().unwrap_or_default().join("meta"),
-            source,
+        stored.map_err(|source| match self.core.reader.lock().closed {
+            true => OptionsError::Closed,
+            false => OptionsError::Io {
+                path: self.core.journal.context.dir.clone().unwrap_or_default().join("meta"),
+                source,
+            },
         })?;
         self.core.apply(options);
         Ok(())
@@ -451,9 +454,7 @@ impl Queue {
     #[doc(alias = "purge")]
     pub fn clear(&self) -> Result<u64, Error> {
         self.may_change()?;
-        self.core
-            .clear()
-            .map_err(|source| Error::Io { path: self.core.journal.context.dir.clone().unwrap_or_default(), source })
+        self.core.clear()
     }
 
     /// Removes up to `max` expired items now and returns how many. The background does this once a second by itself.

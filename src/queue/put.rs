@@ -122,7 +122,8 @@ impl Core {
         loop {
             let tried = self.try_put(new, options, must_sync, &mut ticket, room, ids);
             match tried {
-                Err(PutError::Full { limit: Limit::Disk, .. }) if self.make_disk_room() => {}
+                Err(PutError::Full { limit: Limit::Disk, .. }) if self.free_drained() || self.make_disk_room() => {}
+                Err(PutError::NoSpace { .. }) if self.free_drained() => {}
                 Err(error) => return Err(error),
                 Ok(Some(last)) => {
                     drop(ticket);
@@ -144,14 +145,31 @@ impl Core {
         }
     }
 
-    /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free. `false`: none is.
+    /// Frees the last segment, if it was sealed because there was no room for another and nothing waited in it.
+    fn free_drained(&self) -> bool {
+        let is_sealed = std::mem::take(&mut self.journal.tail.lock().spent);
+        if is_sealed && self.free_spent() {
+            // Somebody was just leaving it.
+            self.ring_free();
+        }
+        is_sealed
+    }
+
+    /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free, or all are gone.
+    /// `false`: there was none to drop.
     fn make_disk_room(&self) -> bool {
         if self.limits.read().when_full != WhenFull::DropOldest {
             return false;
         }
+        let mut dropped = false;
         let spent = {
             let mut reader = self.reader.lock();
-            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {}
+            if reader.closed {
+                return false;
+            }
+            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {
+                dropped = true;
+            }
             let finds = reader.finds();
             drop(reader);
             self.ring_for(Finds { spent: false, ..finds });
@@ -160,7 +178,7 @@ impl Core {
         if spent {
             self.free_spent();
         }
-        spent
+        spent || dropped
     }
 
     fn broken(&self, new: New<'_>) -> Limit {
@@ -309,16 +327,8 @@ impl Core {
     }
 
     fn wait_durable(&self, id: u64) -> Result<(), PutError> {
-        self.journal
-            .commit
-            .wait(id, || self.journal.sync(false), |durable| self.publish(durable))
+        self.commit(|commit, publish| commit.wait(id, || self.journal.sync(false), publish))
             .map_err(|source| PutError::Indeterminate { queue: self.name.clone(), source })
-    }
-
-    pub(super) fn publish(&self, durable: u64) {
-        let mut wakes = Wakes::default();
-        self.reader.lock().publish(durable, &mut wakes);
-        wakes.wake();
     }
 }
 

@@ -123,6 +123,8 @@ pub(crate) struct Reader {
     read_id: u64,
     offered_id: u64,
     visible_id: u64,
+    /// What came up to here was cleared.
+    cleared_id: u64,
     /// Items waiting, and their payload bytes; those of them that may be delivered.
     pub(crate) items: u64,
     pub(crate) bytes: u64,
@@ -196,6 +198,7 @@ impl Reader {
             read_id,
             offered_id: last_id,
             visible_id: last_id,
+            cleared_id: 0,
             items,
             bytes,
             visible: items,
@@ -379,14 +382,11 @@ impl Reader {
             };
             self.gone(&place);
             if self.is_expired(&place, rules) {
-                self.counts.expired += 1;
-                match segment.mark_done(place.ordinal) {
-                    Ok(spent) => self.spent |= spent,
-                    Err(error) => {
-                        self.return_waiting(place);
-                        return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
-                    }
+                if let Err(error) = self.pass_over(journal, &segment, place.ordinal) {
+                    self.return_waiting(place);
+                    return Err(TakeError::Io { segment: place.segment, offset: place.offset, error });
                 }
+                self.counts.expired += 1;
                 continue;
             }
             if self.max_attempts != u32::MAX
@@ -408,6 +408,14 @@ impl Reader {
         Finds { spent: std::mem::take(&mut self.spent), doomed: std::mem::take(&mut self.doomed_since) }
     }
 
+    /// Marks an item done that nobody is given. A set opened for looking only changes no file for it.
+    fn pass_over(&mut self, journal: &Journal, segment: &Segment, ordinal: u32) -> io::Result<()> {
+        if !journal.context.read_only {
+            self.spent |= segment.mark_done(ordinal)?;
+        }
+        Ok(())
+    }
+
     /// The item no longer waits.
     fn gone(&mut self, place: &Place) {
         self.items = self.items.saturating_sub(1);
@@ -415,8 +423,12 @@ impl Reader {
         self.bytes = self.bytes.saturating_sub(u64::from(place.payload_len));
     }
 
-    /// A taken item waits again, before all others by the order of ids.
+    /// A taken item waits again, before all others by the order of ids. Not if the queue was cleared meanwhile: its segment may
+    /// be another one's by now.
     pub(crate) fn return_waiting(&mut self, place: Place) {
+        if place.id <= self.cleared_id {
+            return;
+        }
         self.items += 1;
         self.visible += 1;
         self.bytes += u64::from(place.payload_len);
@@ -484,7 +496,7 @@ impl Reader {
             Some(segment) if at.offset < segment.end() => segment,
             // The frames end before the items do.
             Some(segment) if segment.is_sealed() && at.ordinal < segment.count() => {
-                return self.read_over_damage(&segment, at.offset, rules);
+                return self.read_over_damage(journal, &segment, at.offset, rules);
             }
             Some(segment) if !segment.is_sealed() => {
                 // Begun, and no frame in it yet: ids that a power cut took lie between it and the last item.
@@ -509,7 +521,7 @@ impl Reader {
         let end = segment.end();
         let frame = segment.frame_at(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
         let Some(frame) = frame else {
-            return self.read_over_damage(&segment, end, rules);
+            return self.read_over_damage(journal, &segment, end, rules);
         };
         let next = at.offset + frame.total_len();
         if !frame.kind.is_item() {
@@ -542,7 +554,7 @@ impl Reader {
             expiry_ms: frame.expiry_ms.unwrap_or(NEVER_MS),
         };
         if self.is_expired(&place, rules) {
-            self.spent |= segment.mark_done(place.ordinal).map_err(io)?;
+            self.pass_over(journal, &segment, place.ordinal).map_err(io)?;
             self.counts.expired += 1;
             self.gone(&place);
             self.read_id = id;
@@ -554,7 +566,13 @@ impl Reader {
     }
 
     /// At an invalid frame: goes on behind it if nothing that waits is lost by that, or if the caller salvages.
-    fn read_over_damage(&mut self, segment: &Segment, end: u32, rules: Rules<'_>) -> Result<bool, TakeError> {
+    fn read_over_damage(
+        &mut self,
+        journal: &Journal,
+        segment: &Segment,
+        end: u32,
+        rules: Rules<'_>,
+    ) -> Result<bool, TakeError> {
         let at = self.cursor;
         let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
         let mut offset = at.offset + frame::ALIGN;
@@ -588,7 +606,7 @@ impl Reader {
         }
         for ordinal in lost {
             // Given up by the option that says so; marked, so that the rest can free the file.
-            self.spent |= segment.mark_done(ordinal).map_err(io)?;
+            self.pass_over(journal, segment, ordinal).map_err(io)?;
             self.counts.damaged += 1;
             self.items = self.items.saturating_sub(1);
             self.visible = self.visible.saturating_sub(1);
@@ -647,18 +665,27 @@ impl Reader {
         self.ring = kept;
         self.next_expiry_ms = next_expiry_ms;
         let count = swept.len() as u64;
+        let mut result = Ok(count);
         for place in swept {
             self.ring_bytes -= u64::from(place.payload_len);
             self.expiring -= u64::from(place.expiry_ms != NEVER_MS);
-            self.expire(journal, place)?;
+            match result {
+                Ok(_) => result = self.expire(journal, place).map(|()| count),
+                Err(_) => self.put_back(place),
+            }
         }
-        Ok(count)
+        result
     }
 
+    /// On an error the item waits as before, and the next look meets it again.
     fn expire(&mut self, journal: &Journal, place: Place) -> Result<(), TakeError> {
+        if let Err(error) = self.finish(journal, &place) {
+            self.put_back(place);
+            return Err(error);
+        }
         self.gone(&place);
         self.counts.expired += 1;
-        self.finish(journal, &place)
+        Ok(())
     }
 
     fn finish(&mut self, journal: &Journal, place: &Place) -> Result<(), TakeError> {
@@ -679,8 +706,11 @@ impl Reader {
                 return Ok(false);
             }
         };
+        if let Err(error) = self.finish(journal, &taken.place) {
+            self.return_waiting(taken.place);
+            return Err(error);
+        }
         self.counts.discarded += 1;
-        self.finish(journal, &taken.place)?;
         Ok(true)
     }
 
@@ -784,6 +814,7 @@ impl Reader {
         (self.items, self.bytes, self.visible) = (0, 0, 0);
         self.read_id = self.offered_id;
         self.visible_id = self.offered_id;
+        self.cleared_id = self.offered_id;
         self.current = None;
         for held in self.open.values_mut() {
             held.segment = None;

@@ -106,6 +106,8 @@ impl Line {
         if self.is_called(ticket) {
             self.promised.remove(&ticket.number);
             ticket.waiter.called.store(false, Ordering::Relaxed);
+            // Also one that had left: a promise can be spent on an item that turns out damaged.
+            ticket.left.store(false, Ordering::Relaxed);
             self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));
         }
     }
@@ -146,7 +148,9 @@ impl Line {
 
 impl Waiter {
     fn wake(&self) {
-        match self.wake.lock().take() {
+        // Out of the lock before it is woken: a waker may poll on the spot, and register again.
+        let wake = self.wake.lock().take();
+        match wake {
             Some(Wake::Thread(thread)) => thread.unpark(),
             Some(Wake::Task(waker)) => waker.wake(),
             // It has not gone to sleep yet and will see `called`.
@@ -163,12 +167,13 @@ impl Ticket {
 
     /// Registers a task to be woken when called; `true` if it is already.
     pub(crate) fn register(&self, waker: &Waker) -> bool {
-        let mut wake = self.waiter.wake.lock();
-        match &mut *wake {
-            Some(Wake::Task(known)) => known.clone_from(waker),
-            other => *other = Some(Wake::Task(waker.clone())),
+        let is_known = matches!(&*self.waiter.wake.lock(), Some(Wake::Task(known)) if known.will_wake(waker));
+        if !is_known {
+            // Cloned before the lock and dropped after it: both are the user's code.
+            let new = Some(Wake::Task(waker.clone()));
+            let old = std::mem::replace(&mut *self.waiter.wake.lock(), new);
+            drop(old);
         }
-        drop(wake);
         self.waiter.called.load(Ordering::Acquire)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::oracle::{DIR, open};
 use crate::disk::Disk;
-use crate::disk::sim::{Fate, SimDisk};
+use crate::disk::sim::{Fate, Op, SimDisk};
 use crate::{Durability, Item, PutOptions, Queue, QueueOptions, QueueSet};
 
 fn set_of(disk: &SimDisk) -> QueueSet {
@@ -122,4 +122,168 @@ fn k68_a_last_segment_without_a_whole_header_opens_as_empty() {
         queue.put("more").expect("room");
         assert_eq!((next(&queue).as_deref(), next(&queue).as_deref()), (Some("kept"), Some("more")));
     }
+}
+
+#[test]
+fn a_close_that_waits_for_the_device_waits_for_the_sync_that_took_its_mark() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    let item = queue.open().expect("there");
+    let core = &queue.core;
+    std::thread::scope(|scope| {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (answer, device) = std::sync::mpsc::channel::<()>();
+        let (closed, closes) = std::sync::mpsc::channel();
+        let id = item.id().get();
+        assert!(core.close_item(id, item.into_token().serial).expect("marked"));
+        scope.spawn(move || {
+            let slow = || {
+                let synced = core.journal.sync(true);
+                begun.send(()).expect("somebody waits");
+                device.recv().expect("the test tells when");
+                synced
+            };
+            core.journal.commit.round(slow, |_| {}).expect("no failure planted");
+        });
+        begins.recv().expect("it has begun");
+        scope.spawn(move || closed.send(core.sync().is_ok()).expect("somebody waits"));
+        let early = closes.recv_timeout(Duration::from_millis(100));
+        answer.send(()).expect("somebody waits");
+        assert!(early.is_err(), "answered while the device was still at it");
+        assert_eq!(closes.recv(), Ok(true));
+    });
+}
+
+#[test]
+fn what_was_armed_for_a_deleted_queue_goes_back_to_the_pool() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let options = QueueOptions::default().durability(Durability::Os);
+    let queue = set.queue_with("q", options).expect("opens");
+    // More than half of the second segment: the third is asked for, and the chore waits.
+    for _ in 0..145 {
+        queue.put([7; 1_000]).expect("room");
+    }
+    set.delete("q").expect("removed");
+    set.run_upkeep();
+    let stats = set.stats();
+    assert_eq!((stats.disk_bytes, stats.queues), (stats.pool_bytes, 0));
+}
+
+#[test]
+fn a_sweep_that_fails_in_the_middle_loses_count_of_nothing() {
+    let disk = SimDisk::new(1);
+    disk.set_may_map(false);
+    let queue = set_of(&disk).queue("q").expect("opens");
+    for _ in 0..5 {
+        queue.put_with("x", &expiring(10)).expect("room");
+    }
+    queue.put("alive").expect("room");
+    disk.advance_ms(20);
+    disk.fail(Op::Write, 2, 1, std::io::ErrorKind::Other);
+    assert!(queue.discard_expired(100).is_err());
+    disk.heal();
+    let _ = queue.discard_expired(100).expect("healed");
+    assert_eq!((queue.len(), queue.stats().bytes, queue.stats().expired_items), (1, 5, 5));
+    assert_eq!(next(&queue).as_deref(), Some("alive"));
+}
+
+#[test]
+fn a_set_closes_while_queues_are_being_opened_and_deleted() {
+    for round in 0..2_000 {
+        let set = set_of(&SimDisk::new(round));
+        let options = QueueOptions::default().journal(false);
+        let (told, ended) = std::sync::mpsc::channel();
+        for thread in 0..3 {
+            let (set, told, options) = (set.clone(), told.clone(), options.clone());
+            std::thread::spawn(move || {
+                for n in 0.. {
+                    let name = format!("{thread}-{n}");
+                    if set.queue_with(&name, options.clone()).is_err() || (n % 2 == 0 && set.delete(&name).is_err()) {
+                        break;
+                    }
+                }
+                let _ = told.send(());
+            });
+        }
+        std::thread::spawn(move || {
+            std::thread::yield_now();
+            let _ = set.close();
+            let _ = told.send(());
+        });
+        for _ in 0..4 {
+            ended.recv_timeout(Duration::from_secs(20)).expect("they wait for each other");
+        }
+    }
+}
+
+#[test]
+fn upkeep_of_a_deleted_queue_keeps_its_hands_off_the_next_one_of_that_name() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let options = QueueOptions::default().segment_bytes(64 << 10);
+    let old = set.queue_with("q", options.clone()).expect("opens");
+    for _ in 0..100 {
+        old.put([7; 1_000]).expect("room");
+    }
+    while old.try_get().expect("reads").is_some() {}
+    set.delete("q").expect("removed");
+    let new = set.queue_with("q", options).expect("opens");
+    new.put("new").expect("room");
+    // As if the upkeep thread had looked at the old one just before it was deleted.
+    let _ = old.core.journal.free_spent(&old.core.journal.spent());
+    let _ = old.core.journal.sync(true);
+    assert_eq!(next(&set_of(&disk.kill()).queue("q").expect("opens")).as_deref(), Some("new"));
+}
+
+#[test]
+fn nothing_is_stored_in_the_header_of_a_queue_once_its_set_is_closed() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    set.clone().close().expect("closes");
+    let after = set_of(&disk);
+    let again = after.queue("q").expect("opens");
+    // As if these had looked at the set just before it was closed.
+    assert!(queue.core.clear().is_err());
+    assert!(queue.core.journal.update_meta(|meta| meta.next_id += 5).is_err());
+    assert_eq!(next(&again).as_deref(), Some("a"));
+}
+
+#[test]
+fn f14_spares_of_another_size_make_room_on_a_full_disk() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let (big, other) = (set.queue("big").expect("opens"), set.queue("other").expect("opens"));
+    for _ in 0..2 {
+        big.put_batch(vec![vec![7; 1_000]; 600]).expect("room");
+    }
+    while big.try_get().expect("reads").is_some() {}
+    set.run_upkeep();
+    assert_eq!(set.stats().pool_bytes, 1 << 20);
+    fill(&disk);
+    other.put("x").expect("a spare can go");
+    assert_eq!(set.stats().disk_bytes, (1 << 20) + (64 << 10));
+}
+
+/// Leaves no space beyond what is used.
+fn fill(disk: &SimDisk) {
+    let used: usize = disk.list_files().iter().filter_map(|path| disk.read_file(path)).map(|bytes| bytes.len()).sum();
+    disk.set_space(used as u64);
+}
+
+#[test]
+fn f14_a_drained_queue_takes_puts_again_on_a_full_disk() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    fill(&disk);
+    while queue.put([8; 1_000]).is_ok() {}
+    while queue.try_get().expect("reads").is_some() {}
+    queue.put([9; 1_000]).expect("its own space is free again");
+    assert_eq!(queue.try_get().expect("reads").map(|item| item.data().to_vec()), Some(vec![9; 1_000]));
 }

@@ -1,8 +1,11 @@
 //! Damage on the real disk: foreign, missing, cut and later files. The bit-by-bit sweeps run on the simulated disk.
 
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
 use kestrel_core::{GetError, OnDamage, OpenError, QueueSet};
 
-use crate::common::{World, fast, segments, world_with};
+use crate::common::{World, fast, segments, until, world_with};
 
 /// A queue of a dozen segments, some items taken, closed in good order.
 fn written() -> World {
@@ -205,4 +208,61 @@ fn golden_write() {
     set.queue("Names & más").expect("opens").put([0; 5000]).expect("room");
     drop(jobs);
     set.close().expect("closes");
+}
+
+#[test]
+fn a_waiter_that_met_a_damaged_item_leaves_the_line_for_good() {
+    let w = world_with(fast());
+    w.queue("q").put(vec![7; 1_000]).expect("room");
+    w.set.clone().close().expect("closes");
+    let path = segments(w.path(), "q").remove(0);
+    let mut bytes = std::fs::read(&path).expect("readable");
+    bytes[4096 + 500] ^= 0x10;
+    std::fs::write(&path, &bytes).expect("written");
+    let set = open(&w, OnDamage::Salvage).expect("opens");
+    let q = set.queue("q").expect("sealed segments are not scanned");
+    q.pause();
+    let waiter = {
+        let q = q.clone();
+        std::thread::spawn(move || q.get_timeout(Duration::from_millis(300)).expect("salvaged").is_none())
+    };
+    until("it waits", || q.stats().waiters == 1);
+    q.resume();
+    assert!(waiter.join().expect("no panic"));
+    assert_eq!((q.stats().damaged_items, q.stats().waiters), (1, 0));
+    q.put("next").expect("room");
+    assert!(q.try_get().expect("undamaged").is_some());
+}
+
+#[test]
+fn a_queue_that_does_not_open_counts_no_bytes_however_often_it_is_tried() {
+    let w = written();
+    std::fs::remove_file(&segments(w.path(), "q")[3]).expect("removed");
+    let set = open(&w, OnDamage::Refuse).expect("opens");
+    for _ in 0..3 {
+        assert!(set.queue("q").is_err());
+        assert_eq!(set.stats().disk_bytes, set.stats().pool_bytes);
+    }
+}
+
+#[test]
+fn a_damaged_item_that_was_cleared_while_it_was_read_does_not_come_back() {
+    let options = || fast().max_item_size(64 << 20).segment_bytes(128 << 20);
+    let w = world_with(options());
+    w.queue("q").put(vec![7; 60 << 20]).expect("room");
+    w.set.clone().close().expect("closes");
+    let path = segments(w.path(), "q").remove(0);
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("opens");
+    file.write_all_at(&[0x17], 10_000).expect("written");
+    let set = QueueSet::builder().defaults(options()).open(w.path()).expect("opens");
+    let q = set.queue("q").expect("sealed segments are not scanned");
+    let get = {
+        let q = q.clone();
+        std::thread::spawn(move || q.try_get().map(|item| item.is_some()))
+    };
+    until("it is taken", || q.is_empty());
+    q.clear().expect("stored");
+    assert!(matches!(get.join().expect("no panic"), Err(GetError::Corrupt { .. })));
+    assert_eq!(q.len(), 0);
+    assert!(q.try_get().expect("nothing waits").is_none());
 }

@@ -1,12 +1,13 @@
 //! Tasks, polled by hand: dropped futures lose no item and no wake-up.
 
 use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
-use kestrel_core::{Durability, QueueOptions};
+use kestrel_core::{Durability, PutOptions, QueueOptions};
 
 use crate::common::{text, until, world, world_with};
 
@@ -159,4 +160,54 @@ fn a_stream_gives_item_after_item_and_ends_with_the_queue() {
     item.close().expect("marked");
     w.set.clone().close().expect("closes");
     assert!(matches!(stream.as_mut().poll_next(&mut cx), Poll::Ready(None)));
+}
+
+/// Polls its future on the spot, as executors of one thread may.
+struct AtOnce {
+    future: Mutex<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Wake for AtOnce {
+    fn wake(self: Arc<Self>) {
+        let waker = Waker::from(Arc::clone(&self));
+        let _ = self.future.lock().expect("no panic").as_mut().poll(&mut Context::from_waker(&waker));
+    }
+}
+
+#[test]
+fn a_waker_may_poll_its_future_and_find_nothing() {
+    let w = world();
+    let q = w.queue("q");
+    let (told, ended) = mpsc::channel();
+    let consumer = q.clone();
+    let task = Arc::new(AtOnce {
+        future: Mutex::new(Box::pin(async move {
+            let item = consumer.get_async().await.expect("open");
+            let _ = told.send(text(item.data()));
+        })),
+    });
+    task.wake();
+    std::thread::spawn(move || {
+        q.put_with("expired", &PutOptions::new().expires_at(std::time::UNIX_EPOCH)).expect("accepted");
+        q.put("alive").expect("room");
+    });
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"), "alive");
+}
+
+#[test]
+fn a_waker_may_put_durably() {
+    let w = world_with(QueueOptions::default());
+    let q = w.queue("q");
+    let (told, ended) = mpsc::channel();
+    let consumer = q.clone();
+    let task = Arc::new(AtOnce {
+        future: Mutex::new(Box::pin(async move {
+            let item = consumer.get_async().await.expect("open");
+            consumer.put("answer").expect("room");
+            let _ = told.send(text(item.data()));
+        })),
+    });
+    task.wake();
+    std::thread::spawn(move || q.put("question").expect("room"));
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"), "question");
 }

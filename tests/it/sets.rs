@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-use kestrel_core::{Durability, Error, GetError, OpenError, PutError, QueueOptions, QueueSet};
+use kestrel_core::{Durability, Error, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet};
 
-use crate::common::{drain, fast, put_all, world};
+use crate::common::{drain, fast, put_all, until, world, world_with};
 
 #[test]
 fn f33_k60_names_of_every_kind_are_refused_or_come_back_and_never_share_a_file() {
@@ -258,4 +259,96 @@ fn recovery_tells_its_progress_and_can_be_cancelled() {
     assert!(matches!(set.queue("q"), Err(OpenError::Cancelled)));
     drop(set);
     assert_eq!(QueueSet::open(&path).expect("opens").queue("q").expect("opens").len(), 1);
+}
+
+#[test]
+fn f36_read_only_passes_over_what_has_expired() {
+    let w = world();
+    let q = w.queue("q");
+    q.put_with("old", &PutOptions::new().expires_at(std::time::UNIX_EPOCH)).expect("accepted");
+    q.put("new").expect("room");
+    let copy = w.copied();
+    let before = snapshot(copy.path());
+    let set = QueueSet::open_read_only(copy.path()).expect("opens");
+    let seen = set.queue("q").expect("opens").peek().expect("no error").expect("there");
+    assert_eq!(seen.data(), b"new");
+    set.close().expect("closes");
+    assert_eq!(snapshot(copy.path()), before);
+}
+
+#[test]
+fn k119_of_two_deletes_at_once_one_finds_nothing_and_the_next_queue_of_the_name_lives() {
+    let w = world();
+    w.queue("q").put("old").expect("room");
+    let path = w.path().to_owned();
+    w.set.clone().close().expect("closes");
+    let (go_on, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let set = QueueSet::builder()
+        .on_recovery(move |_| {
+            let _ = gate.lock().expect("no panic").recv_timeout(Duration::from_secs(20));
+            true
+        })
+        .open(&path)
+        .expect("opens");
+    std::thread::scope(|scope| {
+        scope.spawn(|| set.queue("q").map(drop));
+        std::thread::sleep(Duration::from_millis(100));
+        // Both have found the queue, and wait until it is open.
+        let again = || {
+            let gone = set.delete("q");
+            set.queue("q").expect("opens").put("new").expect("room");
+            gone
+        };
+        let both = [scope.spawn(|| set.delete("q")), scope.spawn(again)];
+        std::thread::sleep(Duration::from_millis(100));
+        drop(go_on);
+        for delete in both {
+            delete.join().expect("no panic").expect("nothing that failed");
+        }
+    });
+    let left = set.get_queue("q").expect("opens").map_or(0, |queue| queue.len());
+    set.close().expect("closes");
+    let set = QueueSet::open(&path).expect("opens");
+    assert_eq!(set.get_queue("q").expect("opens").map_or(0, |queue| queue.len()), left);
+}
+
+#[test]
+fn the_recovery_callback_may_ask_the_set() {
+    let w = world();
+    w.queue("q").put("x").expect("room");
+    let path = w.path().to_owned();
+    w.set.clone().close().expect("closes");
+    let (told, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        let known: Arc<OnceLock<QueueSet>> = Arc::default();
+        let seen = Arc::clone(&known);
+        let set = QueueSet::builder()
+            .on_recovery(move |_| {
+                seen.get().is_some_and(|set| set.stats().open_queues == 0 && set.sync().is_ok() && set.names() == ["q"])
+            })
+            .open(path)
+            .expect("opens");
+        assert!(known.set(set.clone()).is_ok());
+        let opened = set.queue("q").map(|queue| queue.len());
+        let _ = told.send(matches!(opened, Ok(1)));
+    });
+    assert!(asked.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"));
+}
+
+#[test]
+fn a_get_is_over_before_its_set_has_closed() {
+    let w = world_with(fast().max_item_size(128 << 20).segment_bytes(256 << 20));
+    let q = w.queue("q");
+    q.put(vec![7; 120 << 20]).expect("room");
+    q.sync().expect("syncs");
+    let get = std::thread::spawn(move || q.get().map(|item| item.data().len()));
+    // It has been taken out, and is being copied.
+    until("it is taken", || w.queue("q").is_empty());
+    let path = w.path().to_owned();
+    w.set.clone().close().expect("closes");
+    let set = QueueSet::builder().defaults(fast()).open(path).expect("opens");
+    let left = set.queue("q").expect("opens").len();
+    let got = get.join().expect("no panic");
+    assert_eq!(left, u64::from(got.is_err()), "delivered here and there: {got:?}");
 }

@@ -270,3 +270,23 @@ fn options_are_stored_with_queue_with_and_followed_without() {
         Err(OptionsError::Invalid { field: "segment_bytes", .. })
     ));
 }
+
+#[test]
+fn a_drained_queue_takes_puts_again_under_the_cap_of_the_set() {
+    for when_full in [WhenFull::Refuse, WhenFull::DropOldest] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = fast().segment_bytes(1 << 20).when_full(when_full);
+        let set = QueueSet::builder().defaults(options).max_disk_bytes(1 << 20).open(dir.path()).expect("opens");
+        let q = set.queue("q").expect("opens");
+        for n in 0.. {
+            assert!(n < 3_000, "the cap holds");
+            if n == 2_000 || q.put([7; 1_000]).is_err() {
+                break;
+            }
+        }
+        while q.try_get().expect("undamaged").is_some() {}
+        until("there is room again", || q.put([8; 1_000]).is_ok());
+        assert!(set.stats().disk_bytes <= 1 << 20);
+        assert_eq!(q.get().expect("there").data(), [8; 1_000]);
+    }
+}
