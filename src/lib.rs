@@ -32,6 +32,7 @@ pub use error::{CloseError, Error, GetError, Limit, MoveFault, OpenError, Option
 pub use ids::ItemId;
 pub use item::{DeadLetter, Item};
 pub use options::{Durability, OnDamage, PutOptions, QueueOptions, WhenFull};
+pub use queue::archive::RetiredSegment;
 #[cfg(feature = "async")]
 pub use queue::futures::OpenStream;
 pub use queue::futures::{GetFuture, OpenFuture, SyncedFuture};

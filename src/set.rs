@@ -32,6 +32,7 @@ use crate::journal::{Context, Journal, MetaFile, SlotFile};
 use crate::options::{Durability, OnDamage, QueueOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
+use crate::queue::archive::{Archive, RetiredSegment};
 use crate::queue::core::{Core, Patience, Shared};
 use crate::queue::handoff::Neighbours;
 use crate::queue::open_item::OpenItem;
@@ -132,6 +133,7 @@ pub struct QueueSetBuilder {
     pool_bytes: u64,
     on_damage: OnDamage,
     on_recovery: Option<OnRecovery>,
+    archive: Option<Archive>,
     read_only: bool,
     disk: Disk,
 }
@@ -145,6 +147,7 @@ impl Default for QueueSetBuilder {
             pool_bytes: 256 << 20,
             on_damage: OnDamage::Refuse,
             on_recovery: None,
+            archive: None,
             read_only: false,
             disk: Disk::real(),
         }
@@ -187,6 +190,32 @@ impl QueueSetBuilder {
     /// is changed. The callback may ask the set for all but the queue it is told of, and must not close it.
     pub fn on_recovery(mut self, callback: impl Fn(&RecoveryProgress) -> bool + Send + Sync + 'static) -> Self {
         self.on_recovery = Some(Arc::new(callback));
+        self
+    }
+
+    /// Shows every segment whose items are all done to `archive` before its file is used again or removed: to copy it, or its
+    /// items, to a place of their own.
+    ///
+    /// Called by the background thread, by a put that makes room, or by [`QueueSet::close`], without any lock held that the
+    /// callback could need. While it answers an error, or panics, the segment stays and is shown again after a second. A
+    /// segment may be shown again after a crash; none is skipped, except those of a queue that is deleted.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let kept = tempfile::tempdir()?;
+    /// # let place = kept.path().to_owned();
+    /// let set = kestrel_core::QueueSet::builder()
+    ///     .archive(move |segment| {
+    ///         let name = format!("{}-{}", segment.queue(), segment.number());
+    ///         std::fs::copy(segment.path(), place.join(name)).map(|_| ())
+    ///     })
+    ///     .open(dir.path())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn archive(mut self, callback: impl Fn(&RetiredSegment<'_>) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        self.archive = Some(Arc::new(callback));
         self
     }
 
@@ -275,6 +304,7 @@ impl QueueSetBuilder {
             unmarked: AtomicBool::new(false),
             settling: AtomicBool::new(false),
             neighbours: OnceLock::new(),
+            archive: self.archive,
         });
         let set = QueueSet {
             inner: Arc::new(Inner {

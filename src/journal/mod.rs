@@ -811,6 +811,12 @@ impl Journal {
         self.meta.lock().meta.queue_id
     }
 
+    /// Where a segment's file is now. `None`: it is gone, or there are no files.
+    pub(crate) fn path_of(&self, number: u64) -> Option<PathBuf> {
+        let named = self.table.lock().get(&number)?.named;
+        Some(self.context.dir.as_ref()?.join(file_name(number, named)))
+    }
+
     /// The number of the newest segment.
     pub(crate) fn newest(&self) -> u64 {
         self.tail.lock().next_number - 1

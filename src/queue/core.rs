@@ -2,6 +2,7 @@
 //! [`super::put`]'s story, how one goes out [`super::take`]'s.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -18,6 +19,7 @@ use crate::journal::commit::Commit;
 use crate::journal::lane::Lane;
 use crate::journal::moves::Moves;
 use crate::options::{Durability, QueueOptions};
+use crate::queue::archive::Archive;
 use crate::queue::handoff::Neighbours;
 use crate::queue::put::Limits;
 use crate::reader::waiters::Wakes;
@@ -44,6 +46,7 @@ pub(crate) struct Shared {
     /// Nothing is freed while the journals are looked through for moves that were interrupted.
     pub(crate) settling: AtomicBool,
     pub(crate) neighbours: OnceLock<Weak<dyn Neighbours>>,
+    pub(crate) archive: Option<Archive>,
 }
 
 impl fmt::Debug for Shared {
@@ -79,6 +82,8 @@ pub(crate) struct Core {
     tended_id: AtomicU64,
     /// The queues whose items were moved here since their marks were last made durable.
     pub(super) debts: Mutex<Vec<Weak<Core>>>,
+    /// Spent segments that were shown to the archive.
+    pub(super) archived: Mutex<BTreeSet<u64>>,
     /// Segments up to this number stay until the next open.
     pub(super) unpaid: AtomicU64,
     /// Tells this load of the queue from every other in the process.
@@ -151,6 +156,7 @@ impl Core {
             sync_rung: AtomicBool::new(false),
             tended_id: AtomicU64::new(0),
             debts: Mutex::new(Vec::new()),
+            archived: Mutex::new(BTreeSet::new()),
             unpaid: AtomicU64::new(0),
             life: ids::next_life(),
             me: me.clone(),
@@ -384,6 +390,7 @@ impl Core {
             return Ok(true);
         };
         spent.retain(|number| *number > unpaid);
+        self.archive(&mut spent);
         self.journal.free_spent(&spent)
     }
 

@@ -429,7 +429,8 @@ impl Core {
     }
 }
 
-fn item_of(segment: &Segment, place: &Place, mut payload: Vec<u8>, attempts: u32) -> Item {
+/// The item at `place` with its stored payload.
+pub(super) fn item_of(segment: &Segment, place: &Place, mut payload: Vec<u8>, attempts: u32) -> Item {
     let dead_letter = letters::read(segment, place, &payload).map(|note| {
         payload.drain(..note.len);
         let id = ItemId(note.id);

@@ -331,3 +331,50 @@ fn a_moved_item_may_move_on_and_queues_may_go_away_in_between() {
     assert_eq!(set.names(), ["a", "c"]);
     assert!(set.queue("c").unwrap().is_empty());
 }
+
+#[test]
+fn every_segment_is_shown_to_the_archive_before_it_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let shown = std::sync::atomic::AtomicU32::new(0);
+    let options = os().dead_letters("dead").durability(Durability::Sync);
+    let set = QueueSet::builder().defaults(options).archive(move |segment| {
+        match shown.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => return Err(std::io::ErrorKind::Other.into()),
+            1 => panic!("an archive that fails"),
+            _ => {}
+        }
+        assert_eq!(std::fs::metadata(segment.path()).unwrap().len() % 65536, 0);
+        for item in segment.items() {
+            let item = item.unwrap();
+            let reason = item.dead_letter().map(|why| why.reason.clone());
+            let kept = (segment.queue().to_owned(), segment.number(), item.id().get(), item.data().len(), reason);
+            tell.send(kept).unwrap();
+        }
+        Ok(())
+    });
+    let set = set.open(dir.path()).unwrap();
+    let q = set.queue("q").unwrap();
+    for size in 0..12 {
+        q.put(vec![1; 20_000 + size]).unwrap();
+    }
+    for _ in 0..11 {
+        q.get().unwrap();
+    }
+    // The failed ones are shown again, by and by, with nobody asking.
+    let first: Vec<_> = (0..3).map(|_| told.recv_timeout(LONG).unwrap()).collect();
+    assert!(first.iter().all(|(queue, ..)| queue == "q"));
+    q.open().unwrap().dead_letter("kept").unwrap();
+    set.queue("dead").unwrap().get().unwrap();
+    set.delete("q").unwrap();
+    set.queue("dead").unwrap().clear().unwrap();
+    set.close().unwrap();
+    let rest: Vec<_> = told.try_iter().collect();
+    assert!(
+        rest.iter()
+            .any(|(queue, _, _, len, why)| { queue == "dead" && *len == 20_011 && why.as_deref() == Some("kept") })
+    );
+    let mut sizes: Vec<_> = first.iter().chain(&rest).filter(|k| k.0 == "q").map(|k| (k.2, k.3)).collect();
+    sizes.dedup();
+    assert!(sizes.len() >= 3 && sizes.iter().all(|(id, len)| *len as u64 == 20_000 + id - 1), "{sizes:?}");
+}
