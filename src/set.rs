@@ -28,7 +28,7 @@ use crate::format::{Fault, VERSION, name};
 use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
-use crate::journal::{Context, Journal, MetaFile, SlotFile};
+use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss};
 use crate::options::{Durability, OnDamage, QueueOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
@@ -950,11 +950,13 @@ impl Inner {
         let disk = &self.shared.disk;
         let dir = self.queue_dir(name);
         let mut highest = 0;
+        let mut is_torn = false;
         if let Ok(file) = disk.open(&dir.join("meta"), false)
             && let Ok(bytes) = read_small(&file, meta::FILE_LEN)
             && let Ok(slots) = meta::decode_queue(&bytes)
         {
             highest = slots.newest.next_id.saturating_sub(1);
+            is_torn = !slots.newest.clean && slots.newest.boot_id != self.boot_id;
         }
         for entry in disk.list(&dir).unwrap_or_default() {
             let Ok(file) = disk.open(&dir.join(&entry.name), false) else {
@@ -968,7 +970,11 @@ impl Inner {
                 highest = highest.max(header.first_id.saturating_add(header.segment_bytes.into()));
             }
         }
-        highest
+        match is_torn {
+            // As when it is opened: a power cut may have taken whole segments whose ids were told.
+            true => ids_after_loss(highest + 1) - 1,
+            false => highest,
+        }
     }
 
     fn raise_id_floor(&self, id: u64) -> io::Result<()> {

@@ -287,3 +287,20 @@ fn f14_a_drained_queue_takes_puts_again_on_a_full_disk() {
     queue.put([9; 1_000]).expect("its own space is free again");
     assert_eq!(queue.try_get().expect("reads").map(|item| item.data().to_vec()), Some(vec![9; 1_000]));
 }
+
+#[test]
+fn k69_ids_that_a_power_cut_undid_stay_used_when_the_queue_is_deleted_unopened() {
+    let disk = SimDisk::new(1);
+    let os = QueueOptions::default().durability(Durability::Os);
+    let queue = set_of(&disk).queue_with("q", os).expect("opens");
+    queue.put("durable").expect("room");
+    queue.sync().expect("syncs");
+    let mut told = Vec::new();
+    for _ in 0..8 {
+        told.extend(queue.put_batch(vec![[7]; 10_000]).expect("room"));
+    }
+    let set = set_of(&disk.power_cut(Fate::None));
+    assert!(set.delete("q").expect("removed"));
+    let next = set.queue("q").expect("opens").put("new").expect("room");
+    assert!(told.iter().all(|id| *id < next), "{next} was told before");
+}
