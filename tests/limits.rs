@@ -63,3 +63,56 @@ fn f37_few_descriptors_are_typed_errors_and_work_resumes() {
     let set = QueueSet::open(dir.path()).expect("opens with all descriptors");
     assert!(set.names().contains(&"late".to_owned()));
 }
+
+const LONG: &str = "KESTREL_LIMITS_LONG";
+
+/// Runs in a child that may have 64 descriptors.
+#[test]
+fn long_entry() {
+    let Ok(dir) = std::env::var(LONG) else {
+        return;
+    };
+    let set = QueueSet::open(dir).expect("opens");
+    let queue = set.queue("q").expect("whatever the number of its segments");
+    queue.sync().expect("syncs");
+    let mut next = 1u32;
+    while next <= 200 {
+        // Upkeep closes what was read, in its own time.
+        let Ok(item) = queue.get() else { continue };
+        assert_eq!(item.data()[..4], next.to_le_bytes());
+        next += if next % 3 == 2 { 2 } else { 1 };
+    }
+    drop(queue);
+    set.close().expect("closes");
+}
+
+#[cfg(unix)]
+#[test]
+fn f37_a_queue_of_more_segments_than_descriptors_opens() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = QueueOptions::default().durability(Durability::Os).segment_bytes(64 << 10);
+    let set = QueueSet::open(dir.path()).expect("opens");
+    let queue = set.queue_with("q", options).expect("opens");
+    // Three to a segment, of which the last is done.
+    for n in 1..=200u32 {
+        queue.put([n.to_le_bytes().to_vec(), vec![7; 18_000]].concat()).expect("room");
+    }
+    let mut held = Vec::new();
+    for n in 1..=200u32 {
+        let item = queue.open().expect("there");
+        if n % 3 == 0 { item.close().expect("marked") } else { held.push(item) }
+    }
+    // As a process that died would have left it.
+    std::mem::forget((held, queue));
+    let copy = tempfile::tempdir().expect("a directory");
+    let status = Command::new("cp").arg("-a").arg(dir.path().join(".")).arg(copy.path()).status().expect("runs");
+    assert!(status.success());
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 64 && exec \"$0\" --exact long_entry --nocapture --test-threads 1"])
+        .arg(std::env::current_exe().expect("this binary"))
+        .env(LONG, copy.path())
+        .output()
+        .expect("a child");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+}

@@ -184,6 +184,16 @@ impl Entry {
     fn is_held(&self) -> bool {
         self.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1)
     }
+
+    /// Closes a sealed segment that nobody uses and that is not to be freed.
+    fn rest(&mut self) {
+        let Some(segment) = &self.open else { return };
+        if self.sealed && Arc::strong_count(segment) == 1 && !segment.is_spent() {
+            self.done = segment.done();
+            self.marks_unsynced = segment.marks_unsynced.load(Ordering::Acquire);
+            self.open = None;
+        }
+    }
 }
 
 /// A queue's header in memory, and the file behind it.
@@ -863,13 +873,29 @@ impl Journal {
         for entry in self.table.lock().range_mut(above.saturating_add(1)..).map(|(_, entry)| entry) {
             let Some(segment) = &entry.open else { continue };
             let durable = segment.synced_to.load(Ordering::Acquire) >= segment.end();
-            let idle = entry.sealed && Arc::strong_count(segment) == 1 && !segment.is_spent();
-            if idle && (durable || !durable_only) {
-                entry.done = segment.done();
-                entry.marks_unsynced = segment.marks_unsynced.load(Ordering::Acquire);
-                entry.open = None;
+            if durable || !durable_only {
+                entry.rest();
             }
         }
+    }
+
+    /// Opens a segment for what `sync` does to it, and closes it again if it was not open: there may be more of them than
+    /// descriptors. `None`: it is gone.
+    fn with_segment<T>(&self, number: u64, sync: impl FnOnce(&Segment) -> io::Result<T>) -> io::Result<Option<T>> {
+        let (segment, was_open) = {
+            let mut table = self.table.lock();
+            let Some(entry) = table.get_mut(&number) else {
+                return Ok(None);
+            };
+            let was_open = entry.open.is_some();
+            (self.open_entry(entry)?, was_open)
+        };
+        let done = sync(&segment)?;
+        drop(segment);
+        if !was_open && let Some(entry) = self.table.lock().get_mut(&number) {
+            entry.rest();
+        }
+        Ok(Some(done))
     }
 
     /// Reads and checks a payload. `Ok(None)`: damaged.
@@ -908,21 +934,23 @@ impl Journal {
         };
         let mut covered = Vec::with_capacity(unsynced.len() + 1);
         for number in unsynced.iter().filter(|_| !planted::is(Bug::SyncTailOnly)) {
-            if let Some(sealed) = self.segment(*number)? {
-                if self.unproven_from(*number).is_some() {
+            let is_unproven = self.unproven_from(*number).is_some();
+            let end = self.with_segment(*number, |sealed| {
+                if is_unproven {
                     sealed.dirty_again()?;
                 }
                 sealed.sync()?;
-                covered.push((sealed, true));
-            }
+                Ok(sealed.end())
+            })?;
+            covered.extend(end.map(|end| (*number, end, true)));
         }
-        if let Some(segment) = segment {
+        if let Some(segment) = &segment {
             segment.sync()?;
-            covered.push((segment, false));
+            covered.push((segment.number, end, false));
         }
         let nameless: Vec<u64> = {
             let table = self.table.lock();
-            covered.iter().map(|(s, _)| s.number).filter(|n| table.get(n).is_some_and(|e| !e.named)).collect()
+            covered.iter().map(|(n, ..)| *n).filter(|n| table.get(n).is_some_and(|e| !e.named)).collect()
         };
         if !nameless.is_empty() && !planted::is(Bug::SkipDirSync) {
             self.context.disk.sync_dir(dir)?;
@@ -937,18 +965,26 @@ impl Journal {
             }
         }
         if marks {
-            for segment in self.with_unsynced_marks()? {
-                segment.sync()?;
+            for number in self.with_unsynced_marks() {
+                let is_unproven = self.take_unproven_marks(number);
+                self.with_segment(number, |segment| {
+                    if is_unproven && !planted::is(Bug::MarksOfOthers) {
+                        segment.dirty_marks_again()?;
+                    }
+                    segment.sync()
+                })?;
             }
         }
         {
             let mut tail = self.tail.lock();
             tail.unsynced.retain(|number| !unsynced.contains(number));
             let mut table = self.table.lock();
-            for (segment, sealed) in &covered {
-                let to = if *sealed { segment.end() } else { end };
-                segment.synced_to.fetch_max(to, Ordering::AcqRel);
-                if *sealed && let Some(entry) = table.get_mut(&segment.number) {
+            for (number, to, sealed) in covered {
+                let Some(entry) = table.get_mut(&number) else { continue };
+                if let Some(segment) = &entry.open {
+                    segment.synced_to.fetch_max(to, Ordering::AcqRel);
+                }
+                if sealed {
                     entry.unproven_from = None;
                 }
             }
@@ -961,25 +997,18 @@ impl Journal {
         self.table.lock().get(&number).and_then(|entry| entry.unproven_from)
     }
 
-    fn with_unsynced_marks(&self) -> io::Result<Vec<Arc<Segment>>> {
-        let mut table = self.table.lock();
-        let mut found = Vec::new();
-        for entry in table.values_mut() {
-            let dirty = match &entry.open {
-                Some(segment) => segment.marks_unsynced.load(Ordering::Acquire),
-                None => entry.marks_unsynced,
-            };
-            if dirty && !entry.cleared {
-                let segment = self.open_entry(entry)?;
-                if entry.marks_unproven && !planted::is(Bug::MarksOfOthers) {
-                    segment.dirty_marks_again()?;
-                    entry.marks_unproven = false;
-                }
-                entry.marks_unsynced = false;
-                found.push(segment);
-            }
-        }
-        Ok(found)
+    fn with_unsynced_marks(&self) -> Vec<u64> {
+        let is_dirty = |entry: &Entry| match &entry.open {
+            Some(segment) => segment.marks_unsynced.load(Ordering::Acquire),
+            None => entry.marks_unsynced,
+        };
+        let table = self.table.lock();
+        table.iter().filter(|(_, entry)| is_dirty(entry) && !entry.cleared).map(|(number, _)| *number).collect()
+    }
+
+    /// Whether its marks are an earlier process's and must be stored again to be synced.
+    fn take_unproven_marks(&self, number: u64) -> bool {
+        self.table.lock().get_mut(&number).is_some_and(|entry| std::mem::take(&mut entry.marks_unproven))
     }
 
     /// Whether a sync would have anything to do.

@@ -22,7 +22,7 @@ use super::lane::{self, BLOCK, BLOCK_LANES, Lane};
 use super::segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment, block_is_ours};
 use super::verdict::{Evidence, Verdict, judge};
 use super::{Context, Entry, MetaFile, Recovered, file_name, ids_after_loss};
-use crate::disk::{self, EntryKind, File};
+use crate::disk::{self, Disk, EntryKind, File};
 use crate::error::OpenError;
 use crate::format::frame::{self, Frame, Kind, Salt};
 use crate::format::header::{self, Extent, PAGE, Previous, SegmentHeader};
@@ -55,11 +55,11 @@ pub(crate) struct Outcome {
     pub(crate) newest_ms: u64,
 }
 
-/// A segment file as found.
+/// A segment file as found. Opened when it is read, so that a long journal needs no more descriptors than a short one.
 struct Found {
     path: PathBuf,
     named: bool,
-    file: Arc<File>,
+    disk: Disk,
     header: SegmentHeader,
     seal: Option<header::Seal>,
     /// Frames end at or before this.
@@ -82,11 +82,19 @@ impl Found {
     /// What nobody holds any more waits, so that the open after the next one does not count it among what this process held.
     /// A mark that cannot be stored is counted once more.
     fn give_back(&mut self) {
-        for (ordinal, starts) in std::mem::take(&mut self.in_flight) {
+        let in_flight = std::mem::take(&mut self.in_flight);
+        let Some(file) = (!in_flight.is_empty()).then(|| self.open(true).ok()).flatten() else {
+            return;
+        };
+        for (ordinal, starts) in in_flight {
             if let Some(at) = lane::lane_at(self.header.segment_bytes, ordinal) {
-                let _ = self.file.write_at(at as u64, &[Lane::Waiting { starts }.to_byte()]);
+                let _ = file.write_at(at as u64, &[Lane::Waiting { starts }.to_byte()]);
             }
         }
+    }
+
+    fn open(&self, writable: bool) -> io::Result<File> {
+        self.disk.open(&self.path, writable)
     }
 }
 
@@ -481,7 +489,7 @@ impl<'a> Recovery<'a> {
         Ok(Some(Found {
             path,
             named,
-            file: Arc::new(file),
+            disk: disk.clone(),
             reach,
             extent: None,
             proven_to: FRAMES_AT,
@@ -977,9 +985,10 @@ impl<'a> Recovery<'a> {
         }
         let io = |e| Self::io(&segment.path, e);
         let bytes = header::encode_seal(&seal, segment.header.salt);
-        segment.file.write_at(header::CLEAN_SEAL_AT as u64, &bytes).map_err(io)?;
+        let file = segment.open(true).map_err(io)?;
+        file.write_at(header::CLEAN_SEAL_AT as u64, &bytes).map_err(io)?;
         if durable {
-            segment.file.sync_data().map_err(io)?;
+            file.sync_data().map_err(io)?;
         }
         segment.seal = Some(seal);
         Ok(())
@@ -1106,7 +1115,7 @@ impl<'a> Recovery<'a> {
             Ok(Found {
                 path: named,
                 named: true,
-                file: Arc::clone(&file),
+                disk: disk.clone(),
                 seal: Some(header::Seal { extent: to, last_ms, durable: true }),
                 reach: to.end,
                 extent: Some(to),
@@ -1162,7 +1171,7 @@ impl Lanes {
         let blocks = count.div_ceil(BLOCK_LANES);
         if let Some(lowest) = blocks.checked_sub(1).and_then(|b| lane::block_at(segment.header.segment_bytes, b)) {
             let mut raw = vec![0; (segment.header.segment_bytes - lowest) as usize];
-            segment.file.read_at(u64::from(lowest), &mut raw)?;
+            segment.open(false)?.read_at(u64::from(lowest), &mut raw)?;
             bytes.reserve(raw.len());
             for block in raw.rchunks(BLOCK) {
                 bytes.extend_from_slice(block);
@@ -1185,6 +1194,8 @@ impl Lanes {
 /// Reads frames from a file through a window of constant size.
 struct Reader<'a> {
     segment: &'a Found,
+    /// Once something was read.
+    file: Option<File>,
     window: Vec<u8>,
     window_at: u64,
     found_items: u64,
@@ -1197,7 +1208,22 @@ const HEAD_MAX: usize = frame::HEADER_BYTES + frame::EXTENSION_MAX;
 
 impl<'a> Reader<'a> {
     fn new(segment: &'a Found) -> Self {
-        Reader { segment, window: Vec::new(), window_at: 0, found_items: 0, found_bytes: 0, found_synced_to: 0 }
+        Reader {
+            segment,
+            file: None,
+            window: Vec::new(),
+            window_at: 0,
+            found_items: 0,
+            found_bytes: 0,
+            found_synced_to: 0,
+        }
+    }
+
+    fn open(&mut self) -> io::Result<File> {
+        match self.file.take() {
+            Some(file) => Ok(file),
+            None => self.segment.open(false),
+        }
     }
 
     /// Up to `want` bytes at `offset`, fewer only at the end of the segment.
@@ -1210,7 +1236,9 @@ impl<'a> Reader<'a> {
             let size = WINDOW.min(usize::try_from(len.saturating_sub(offset)).unwrap_or(WINDOW));
             self.window.resize(size, 0);
             self.window_at = offset;
-            self.segment.file.read_at(offset, &mut self.window)?;
+            let file = self.open()?;
+            file.read_at(offset, &mut self.window)?;
+            self.file = Some(file);
         }
         let start = (offset - self.window_at) as usize;
         Ok(self.window.get(start..start + want).unwrap_or_default())
@@ -1252,9 +1280,11 @@ impl<'a> Reader<'a> {
         Ok(hasher.finalize() == frame.payload_crc)
     }
 
-    fn payload(&self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
+    fn payload(&mut self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
         let mut payload = vec![0; len as usize];
-        self.segment.file.read_at(u64::from(offset), &mut payload)?;
+        let file = self.open()?;
+        file.read_at(u64::from(offset), &mut payload)?;
+        self.file = Some(file);
         Ok(payload)
     }
 
