@@ -1,8 +1,7 @@
 //! Time as items see it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::disk::Disk;
+use crate::sync::{AtomicU64, Ordering};
 
 /// Wall time that never goes back: the wall clock at the open, never before the newest put, plus time that passed.
 #[derive(Debug)]

@@ -13,11 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, EntryKind, File, ForkGuard};
@@ -40,7 +37,8 @@ use crate::queue::take::{Given, Mode, Took};
 use crate::reader::Reader;
 use crate::reader::waiters::sleep_any;
 use crate::stats::{RecoveryProgress, SetStats};
-use crate::sync::park_timeout;
+use crate::sync::thread;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::upkeep::Upkeep;
 
 type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
@@ -447,7 +445,7 @@ impl QueueSet {
                 core.shut(false);
                 // What moves here has been told `Closed`, or is stored and about to be marked.
                 while core.pay().is_none() {
-                    park_timeout(Duration::from_millis(1));
+                    thread::park_timeout(Duration::from_millis(1));
                 }
                 core.journal.disarm();
                 core.journal.appended()
@@ -1035,7 +1033,7 @@ impl Inner {
         self.shared.upkeep.stop();
         // A move that has put its item is about to mark the old one; one that has not is told `Closed`.
         while self.shared.moves.any_running() {
-            park_timeout(Duration::from_millis(1));
+            thread::park_timeout(Duration::from_millis(1));
         }
         let mut result = Ok(());
         for core in &cores {

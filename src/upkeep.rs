@@ -7,14 +7,12 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use parking_lot::Mutex;
 
 use crate::disk::Disk;
 use crate::queue::core::Core;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, Receiver, RecvTimeoutError, Sender, unbounded};
 
 /// Something to be done soon.
 #[derive(Debug)]
@@ -45,12 +43,12 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn start(disk: &Disk) -> std::io::Result<Upkeep> {
-        let (bell, chores) = crossbeam_channel::unbounded();
+        let (bell, chores) = unbounded();
         let rounds = Rounds { disk: disk.clone(), chores, due: BinaryHeap::new(), serial: 0 };
         if !disk.has_threads() {
             return Ok(Upkeep { bell, thread: Mutex::new(None), inline: Some(Mutex::new(rounds)) });
         }
-        let thread = std::thread::Builder::new().name("kestrel-upkeep".into()).spawn(move || rounds.run())?;
+        let thread = thread::Builder::new().name("kestrel-upkeep".into()).spawn(move || rounds.run())?;
         Ok(Upkeep { bell, thread: Mutex::new(Some(thread)), inline: None })
     }
 
@@ -65,7 +63,7 @@ impl Upkeep {
         if let Some(thread) = thread {
             let _ = self.bell.send(Chore::Stop);
             // The last handle may be dropped by a chore itself.
-            if thread.thread().id() != std::thread::current().id() {
+            if thread.thread().id() != thread::current().id() {
                 let _ = thread.join();
             }
         }

@@ -22,9 +22,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-
-use parking_lot::Mutex;
 
 use crate::disk::{Disk, File, Map};
 use crate::format::frame::{self, Frame, Kind, Salt};
@@ -32,6 +29,7 @@ use crate::format::header::{Extent, Previous, SegmentHeader};
 use crate::format::meta::{self, QueueMeta};
 use crate::ids::{NEVER_MS, Place};
 use crate::planted::{self, Bug};
+use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 use commit::Commit;
 use pool::{NoSpare, Pool, Spare};
 use segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment};

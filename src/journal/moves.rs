@@ -17,12 +17,11 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use parking_lot::Mutex;
-
 use crate::disk::{Disk, File};
 use crate::format::moved;
 pub(crate) use crate::format::moved::Route;
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
 
 /// A route is noted anew after this many ids, and the file grows in steps of this many bytes.
 const STRETCH: u64 = 1 << 16;

@@ -5,11 +5,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::disk::{self, Disk, EntryKind, File, Map};
 use crate::format::header::PAGE;
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
 
 /// A file that waits to become a segment.
 #[derive(Debug)]

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::disk::{File, Map};
 use crate::format::frame::{self, Frame, Salt};
@@ -13,6 +12,7 @@ use crate::format::header::{self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT,
 use crate::journal::lane::{self, Lane};
 use crate::journal::progress::Progress;
 use crate::planted::{self, Bug};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 pub(crate) const LEN_MIN: u32 = 64 << 10;
 pub(crate) const LEN_MAX: u32 = 1 << 30;

@@ -4,11 +4,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
-
-use parking_lot::{Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
@@ -25,6 +22,7 @@ use crate::queue::put::Limits;
 use crate::reader::waiters::Wakes;
 use crate::reader::{Finds, Reader, Rules};
 use crate::stats::{QueueStats, RecoveryReport};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, RwLock};
 use crate::upkeep::{Chore, Upkeep};
 
 /// How long a queue that has something to do by time is left alone.

@@ -7,14 +7,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use event_listener::EventListener;
-
 use crate::error::{GetError, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
 use crate::queue::core::Core;
 use crate::queue::open_item::OpenItem;
 use crate::queue::take::{Given, LinePlace, Mode};
+use crate::sync::EventListener;
 
 /// Waits for the next item: [`Queue::get_async`](crate::Queue::get_async).
 #[must_use = "futures do nothing unless polled"]

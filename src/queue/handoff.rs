@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{MoveFault, OpenError};
@@ -18,6 +17,7 @@ use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
 use crate::queue::put::{New, Room};
 use crate::reader::leases::ENDLESS;
+use crate::sync::Ordering;
 
 /// What a move puts in the place of an item.
 pub(crate) struct Successor<'a> {

@@ -1,7 +1,6 @@
 //! The story of a put: limits, append, and the wait for room or for the device.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::clock::Clock;
@@ -13,6 +12,7 @@ use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience, SYNC};
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Finds, Reader};
+use crate::sync::Ordering;
 use crate::upkeep::Chore;
 
 /// What is put.

@@ -1,6 +1,5 @@
 //! The story of a take: the first item out, the wait in line, and how an open item ends.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use crate::queue::core::{Core, OS, Patience};
 use crate::reader::leases::ENDLESS;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Held, Reader, TakeError, Taken};
+use crate::sync::Ordering;
 use crate::upkeep::Chore;
 
 /// Whether a taken item is done at once or held open.

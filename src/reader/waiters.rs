@@ -21,7 +21,8 @@ use std::task::Waker;
 use std::time::Instant;
 
 use crate::planted::{self, Bug};
-use crate::sync::{AtomicBool, Mutex, Ordering, Thread, current, park, park_timeout, spin_until};
+use crate::sync::thread::{self, Thread};
+use crate::sync::{AtomicBool, Mutex, Ordering, spin_until};
 
 /// One who waits. Shared by the line and by the thread or future itself.
 #[derive(Debug, Default)]
@@ -185,7 +186,7 @@ pub(crate) fn sleep_any(tickets: &[&Ticket], deadline: Option<Instant>) -> bool 
         return true;
     }
     for ticket in tickets {
-        *ticket.waiter.wake.lock() = Some(Wake::Thread(current()));
+        *ticket.waiter.wake.lock() = Some(Wake::Thread(thread::current()));
     }
     let mut look = !planted::is(Bug::SleepWithoutLook);
     loop {
@@ -194,9 +195,9 @@ pub(crate) fn sleep_any(tickets: &[&Ticket], deadline: Option<Instant>) -> bool 
         }
         look = true;
         match deadline {
-            None => park(),
+            None => thread::park(),
             Some(deadline) => match deadline.checked_duration_since(crate::disk::instant_now()) {
-                Some(left) if !left.is_zero() => park_timeout(left),
+                Some(left) if !left.is_zero() => thread::park_timeout(left),
                 _ => return false,
             },
         }

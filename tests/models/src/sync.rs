@@ -1,11 +1,7 @@
 //! What the crate's own `sync` offers, over loom's scheduler.
 
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-pub(crate) use loom::thread::{Thread, current, park};
-
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
-
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
@@ -72,9 +68,13 @@ impl Event {
     }
 }
 
-/// No model waits for a while.
-pub(crate) fn park_timeout(_: Duration) {
-    park();
+pub(crate) mod thread {
+    pub(crate) use loom::thread::{Thread, current, park};
+
+    /// No model waits for a while.
+    pub(crate) fn park_timeout(_: std::time::Duration) {
+        park();
+    }
 }
 
 pub(crate) fn spin_until(ready: impl Fn() -> bool) -> bool {
