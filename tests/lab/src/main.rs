@@ -84,7 +84,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "models",
-        what: "every order of two or three threads in the commit, the line of waiters, the end of a segment; with planted bugs",
+        what: "every order of two or three threads in the commit, the line of waiters, whole queues, their files; with planted bugs",
         needs: "nothing",
         minutes: "1",
         run: own::models,

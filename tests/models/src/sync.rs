@@ -1,82 +1,351 @@
-//! What the crate's own `sync` offers, over loom's scheduler.
+//! The crate's `sync`, over the scheduler of `engine`.
+//!
+//! Parking is built of a lock and a condition variable here: loom's own loses a token that comes while the thread waits for a
+//! lock.
 
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::fmt;
 use std::ops::{Deref, DerefMut};
-#[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
-pub(crate) struct Guard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+use crate::engine;
+pub use engine::atomic::{Ordering, fence};
+
+#[derive(Debug, Default)]
+pub struct Mutex<T>(engine::Mutex<T>);
+
+#[derive(Debug)]
+pub struct MutexGuard<'a, T>(Option<engine::MutexGuard<'a, T>>);
 
 impl<T> Mutex<T> {
-    pub(crate) fn new(value: T) -> Mutex<T> {
-        Mutex(loom::sync::Mutex::new(value))
+    pub fn new(value: T) -> Self {
+        Mutex(engine::Mutex::new(value))
     }
 
-    pub(crate) fn lock(&self) -> Guard<'_, T> {
-        Guard(Some(self.0.lock().expect("nobody panics under it")))
+    #[track_caller]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard(Some(self.0.lock().expect("not poisoned")))
     }
 }
 
-impl<T> Deref for Guard<'_, T> {
+impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0.as_ref().expect("held")
+        self.0.as_ref().expect("only a wait takes it out")
     }
 }
 
-impl<T> DerefMut for Guard<'_, T> {
+impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.0.as_mut().expect("held")
+        self.0.as_mut().expect("only a wait takes it out")
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Condvar(loom::sync::Condvar);
+#[derive(Debug, Default)]
+pub struct Condvar(engine::Condvar);
 
 impl Condvar {
-    pub(crate) fn new() -> Condvar {
-        Condvar(loom::sync::Condvar::new())
+    pub fn new() -> Self {
+        Condvar::default()
     }
 
-    pub(crate) fn wait<T>(&self, guard: &mut Guard<'_, T>) {
-        let inner = guard.0.take().expect("held");
-        guard.0 = Some(self.0.wait(inner).expect("nobody panics under it"));
+    #[track_caller]
+    pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        let inner = guard.0.take().expect("only a wait takes it out");
+        guard.0 = Some(self.0.wait(inner).expect("not poisoned"));
     }
 
-    pub(crate) fn notify_all(&self) {
+    #[track_caller]
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    #[track_caller]
+    pub fn notify_all(&self) {
         self.0.notify_all();
     }
 }
 
-/// Tasks are not modelled: only threads wait here.
-#[derive(Debug)]
-pub(crate) struct Event;
+#[derive(Debug, Default)]
+pub struct RwLock<T>(engine::RwLock<T>);
 
-#[derive(Debug)]
-pub(crate) struct EventListener;
-
-impl Event {
-    pub(crate) fn new() -> Event {
-        Event
+impl<T> RwLock<T> {
+    pub fn new(value: T) -> Self {
+        RwLock(engine::RwLock::new(value))
     }
 
-    pub(crate) fn notify(&self, _: usize) {}
-
-    pub(crate) fn listen(&self) -> EventListener {
-        EventListener
+    #[track_caller]
+    pub fn read(&self) -> engine::RwLockReadGuard<'_, T> {
+        self.0.read().expect("not poisoned")
     }
-}
 
-pub(crate) mod thread {
-    pub(crate) use loom::thread::{Thread, current, park};
-
-    /// No model waits for a while.
-    pub(crate) fn park_timeout(_: std::time::Duration) {
-        park();
+    #[track_caller]
+    pub fn write(&self) -> engine::RwLockWriteGuard<'_, T> {
+        self.0.write().expect("not poisoned")
     }
 }
 
-pub(crate) fn spin_until(ready: impl Fn() -> bool) -> bool {
+macro_rules! atomics {
+    ($($name:ident: $value:ty,)*) => {
+        $(#[derive(Default)]
+        pub struct $name(engine::atomic::$name);
+
+        impl $name {
+            pub fn new(value: $value) -> Self {
+                $name(engine::atomic::$name::new(value))
+            }
+
+            #[track_caller]
+            pub fn load(&self, order: Ordering) -> $value {
+                engine::in_order(order);
+                self.0.load(order)
+            }
+
+            #[track_caller]
+            pub fn store(&self, value: $value, order: Ordering) {
+                engine::in_order(order);
+                self.0.store(value, order);
+            }
+
+            #[track_caller]
+            pub fn swap(&self, value: $value, order: Ordering) -> $value {
+                engine::in_order(order);
+                self.0.swap(value, order)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                // Looking would be one more access to be ordered.
+                f.write_str(stringify!($name))
+            }
+        })*
+    };
+}
+
+macro_rules! numbers {
+    ($($name:ident: $value:ty,)*) => {
+        atomics!($($name: $value,)*);
+        $(impl $name {
+            #[track_caller]
+            pub fn fetch_add(&self, value: $value, order: Ordering) -> $value {
+                engine::in_order(order);
+                self.0.fetch_add(value, order)
+            }
+
+            #[track_caller]
+            pub fn fetch_max(&self, value: $value, order: Ordering) -> $value {
+                engine::in_order(order);
+                self.0.fetch_max(value, order)
+            }
+        })*
+    };
+}
+
+atomics! {
+    AtomicBool: bool,
+}
+
+numbers! {
+    AtomicU8: u8,
+    AtomicU32: u32,
+    AtomicU64: u64,
+}
+
+pub fn spin_until(ready: impl Fn() -> bool) -> bool {
     ready()
+}
+
+pub use event::{Event, EventListener};
+
+/// As much of `event-listener` as the crate uses. A lock stands for the fences of the original.
+mod event {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
+
+    use super::Mutex;
+
+    #[derive(Debug, Default)]
+    pub struct Event(Arc<Mutex<Listeners>>);
+
+    #[derive(Debug, Default)]
+    struct Listeners {
+        next: u64,
+        waiting: Vec<(u64, Option<Waker>)>,
+    }
+
+    #[derive(Debug)]
+    pub struct EventListener {
+        event: Arc<Mutex<Listeners>>,
+        number: u64,
+    }
+
+    impl Event {
+        pub fn new() -> Self {
+            Event::default()
+        }
+
+        pub fn listen(&self) -> EventListener {
+            let mut listeners = self.0.lock();
+            let number = listeners.next;
+            listeners.next += 1;
+            listeners.waiting.push((number, None));
+            EventListener { event: Arc::clone(&self.0), number }
+        }
+
+        pub fn notify(&self, count: usize) {
+            assert_eq!(count, usize::MAX, "the crate tells all or nobody");
+            let told = std::mem::take(&mut self.0.lock().waiting);
+            told.into_iter().filter_map(|(_, waker)| waker).for_each(Waker::wake);
+        }
+    }
+
+    impl Future for EventListener {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            let mut listeners = self.event.lock();
+            match listeners.waiting.iter_mut().find(|(number, _)| *number == self.number) {
+                Some((_, waker)) => {
+                    *waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            }
+        }
+    }
+
+    impl Drop for EventListener {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                self.event.lock().waiting.retain(|(number, _)| *number != self.number);
+            }
+        }
+    }
+}
+
+/// Threads that park, and tasks that they run.
+pub mod thread {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Wake, Waker};
+    use std::time::Duration;
+
+    use super::{Condvar, Mutex, time};
+    use crate::engine;
+
+    pub use engine::{JoinHandle, spawn};
+
+    #[derive(Clone, Debug)]
+    pub struct Thread(Arc<Parker>);
+
+    #[derive(Debug, Default)]
+    pub(super) struct Parker {
+        token: Mutex<bool>,
+        told: Condvar,
+    }
+
+    engine::thread_local!(static ME: Thread = Thread::begin());
+
+    impl Thread {
+        fn begin() -> Thread {
+            let parker = Arc::new(Parker::default());
+            time::enter(&parker);
+            Thread(parker)
+        }
+
+        pub fn unpark(&self) {
+            *self.0.token.lock() = true;
+            self.0.told.notify_one();
+        }
+    }
+
+    impl Parker {
+        /// Sleepers look at the time again.
+        pub(super) fn stir(&self) {
+            let _token = self.token.lock();
+            self.told.notify_one();
+        }
+    }
+
+    pub fn current() -> Thread {
+        ME.with(Thread::clone)
+    }
+
+    pub fn park() {
+        park_until(|| false);
+    }
+
+    pub fn park_timeout(span: Duration) {
+        let deadline = time::now() + span;
+        park_until(|| time::now() >= deadline);
+    }
+
+    fn park_until(is_over: impl Fn() -> bool) {
+        let me = current();
+        let mut token = me.0.token.lock();
+        while !*token && !is_over() {
+            me.0.told.wait(&mut token);
+        }
+        *token = false;
+    }
+
+    impl Wake for Parker {
+        fn wake(self: Arc<Self>) {
+            Thread(self).unpark();
+        }
+    }
+
+    pub fn waker() -> Waker {
+        Waker::from(current().0)
+    }
+
+    pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        let waker = waker();
+        loop {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return value;
+            }
+            park();
+        }
+    }
+}
+
+/// A clock that stands still until a model says otherwise.
+pub mod time {
+    use std::cell::{Cell, RefCell};
+    use std::sync::{Arc, OnceLock, Weak};
+    use std::time::{Duration, Instant};
+
+    use super::thread::Parker;
+
+    // Plain cells: all threads of a model share one thread of the system, and every look at the time has a lock beside it.
+    thread_local! {
+        static PASSED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        static SLEEPERS: RefCell<Vec<Weak<Parker>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub fn now() -> Instant {
+        static BEGAN: OnceLock<Instant> = OnceLock::new();
+        *BEGAN.get_or_init(Instant::now) + PASSED.get()
+    }
+
+    /// Moves the clock on; every sleeper whose time is over wakes.
+    pub fn pass(span: Duration) {
+        PASSED.set(PASSED.get() + span);
+        let sleepers: Vec<_> = SLEEPERS.with_borrow(|sleepers| sleepers.iter().filter_map(Weak::upgrade).collect());
+        sleepers.iter().for_each(|parker| parker.stir());
+    }
+
+    pub(crate) fn begin() {
+        PASSED.set(Duration::ZERO);
+        SLEEPERS.with_borrow_mut(Vec::clear);
+    }
+
+    pub(super) fn enter(parker: &Arc<Parker>) {
+        SLEEPERS.with_borrow_mut(|sleepers| sleepers.push(Arc::downgrade(parker)));
+    }
 }

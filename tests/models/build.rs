@@ -1,0 +1,294 @@
+//! Copies the crate's source and plants bugs in the copy. A place that is no longer there is an error: the bug has to be planted
+//! anew where the source has moved.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Name of the bug, file, what stands there, what stands there instead.
+struct Bug(&'static str, &'static str, &'static str, &'static str);
+
+/// In a replacement, `PLANTED` asks whether the bug is switched on.
+const BUGS: &[Bug] = &[
+    Bug("two leaders", "journal/commit.rs", "state.leading = true;", "state.leading = !PLANTED;"),
+    Bug(
+        "one follower told",
+        "journal/commit.rs",
+        "self.told.notify_all();",
+        "if PLANTED { self.told.notify_one() } else { self.told.notify_all() }",
+    ),
+    Bug(
+        "told before the lead is free",
+        "journal/commit.rs",
+        "self.0.state.lock().leading = false;\n                self.0.tell();",
+        "if PLANTED { self.0.tell(); self.0.state.lock().leading = false; } else \
+         { self.0.state.lock().leading = false; self.0.tell(); }",
+    ),
+    Bug(
+        "tasks are not told",
+        "journal/commit.rs",
+        "self.ended.notify(usize::MAX);",
+        "if !PLANTED { self.ended.notify(usize::MAX); }",
+    ),
+    Bug(
+        "last failure wins",
+        "journal/commit.rs",
+        "let error = state.failed.get_or_insert_with(",
+        "if PLANTED { state.failed = None; }\n        let error = state.failed.get_or_insert_with(",
+    ),
+    Bug(
+        "durable falls",
+        "journal/commit.rs",
+        "state.durable = state.durable.max(durable);",
+        "state.durable = if PLANTED { durable } else { state.durable.max(durable) };",
+    ),
+    Bug(
+        "seal seen too early",
+        "journal/progress.rs",
+        "let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;",
+        "if PLANTED && !self.sealed.load(Ordering::SeqCst) { self.done.fetch_add(1, Ordering::SeqCst); return false; }\n\
+         let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;",
+    ),
+    Bug(
+        "done is looked up again",
+        "journal/progress.rs",
+        "self.sealed.load(Ordering::Acquire) && done >= self.count()",
+        "self.sealed.load(Ordering::Acquire) \
+         && if PLANTED { self.done.load(Ordering::SeqCst) } else { done } >= self.count()",
+    ),
+    Bug(
+        "weak done",
+        "journal/progress.rs",
+        "self.done.load(Ordering::Acquire)",
+        "self.done.load(if PLANTED { Ordering::Relaxed } else { Ordering::Acquire })",
+    ),
+    Bug(
+        "weak seal",
+        "journal/progress.rs",
+        "self.sealed.store(true, Ordering::Release);",
+        "self.sealed.store(true, if PLANTED { Ordering::Relaxed } else { Ordering::Release });",
+    ),
+    Bug(
+        "seal is not asked",
+        "journal/mod.rs",
+        "tail.spent |= segment.seal();",
+        "tail.spent |= segment.seal() && !PLANTED;",
+    ),
+    Bug(
+        "end before count",
+        "journal/progress.rs",
+        "self.count.store(count, Ordering::Relaxed);",
+        "if PLANTED { self.end.store(end, Ordering::Release); }\n        self.count.store(count, Ordering::Relaxed);",
+    ),
+    Bug(
+        "nobody is woken",
+        "reader/waiters.rs",
+        "Some(Wake::Thread(thread)) => thread.unpark(),",
+        "Some(Wake::Thread(thread)) => if !PLANTED { thread.unpark() },",
+    ),
+    Bug(
+        "no look after registering",
+        "reader/waiters.rs",
+        "drop(wake);\n        self.waiter.called.load(Ordering::Acquire)",
+        "drop(wake);\n        !PLANTED && self.waiter.called.load(Ordering::Acquire)",
+    ),
+    Bug(
+        "last come first served",
+        "reader/waiters.rs",
+        "self.waiting.pop_first()",
+        "(if PLANTED { self.waiting.pop_last() } else { self.waiting.pop_first() })",
+    ),
+    Bug(
+        "a called waiter is not alone",
+        "reader/waiters.rs",
+        "self.promised.range(..ticket.number).count()",
+        "if PLANTED { 0 } else { self.promised.range(..ticket.number).count() }",
+    ),
+    Bug(
+        "promise kept in the grave",
+        "queue/take.rs",
+        "reader.line.forget(&self.ticket);\n        reader.promise(&mut wakes);",
+        "reader.line.forget(&self.ticket);\n        if !PLANTED { reader.promise(&mut wakes); }",
+    ),
+    Bug(
+        "promise leaks",
+        "queue/take.rs",
+        "reader.line.forget(&self.ticket);",
+        "if !PLANTED { reader.line.forget(&self.ticket); }",
+    ),
+    Bug(
+        "given back in silence",
+        "queue/take.rs",
+        "reader.return_waiting(held.place);\n            reader.promise(&mut wakes);",
+        "reader.return_waiting(held.place);\n            if !PLANTED { reader.promise(&mut wakes); }",
+    ),
+    Bug(
+        "newcomers overtake",
+        "queue/take.rs",
+        "None if !reader.has_unpromised() => return",
+        "None if !PLANTED && !reader.has_unpromised() => return",
+    ),
+    Bug(
+        "joins without a look",
+        "queue/take.rs",
+        "let ticket = reader.line.join();\n        reader.promise(&mut wakes);",
+        "let ticket = reader.line.join();\n        if !PLANTED { reader.promise(&mut wakes); }",
+    ),
+    Bug(
+        "published in silence",
+        "reader/mod.rs",
+        "0 });\n        self.promise(wakes);",
+        "0 });\n        if !PLANTED { self.promise(wakes); }",
+    ),
+    Bug(
+        "shown behind what is hidden",
+        "reader/mod.rs",
+        "let hide = hide || self.visible_id < self.offered_id;",
+        "let hide = hide || (!PLANTED && self.visible_id < self.offered_id);",
+    ),
+    Bug(
+        "room is kept",
+        "queue/put.rs",
+        "reader.space.forget(&self.ticket);",
+        "if !PLANTED { reader.space.forget(&self.ticket); }",
+    ),
+    Bug(
+        "room passes nobody on",
+        "queue/put.rs",
+        "reader.room(&mut wakes);\n        drop(reader);\n        wakes.wake();\n    }",
+        "if !PLANTED { reader.room(&mut wakes); }\n        drop(reader);\n        wakes.wake();\n    }",
+    ),
+    // Once a real one.
+    Bug(
+        "sync ring is lost",
+        "queue/core.rs",
+        "self.sync_rung.swap(false, Ordering::AcqRel);",
+        "if PLANTED { self.sync_rung.store(false, Ordering::Release) } else { self.sync_rung.swap(false, Ordering::AcqRel); }",
+    ),
+    Bug(
+        "tended with the bell off",
+        "queue/core.rs",
+        "self.tending.store(false, Ordering::Release);",
+        "if !PLANTED { self.tending.store(false, Ordering::Release); }",
+    ),
+    Bug(
+        "tended with the bell off",
+        "queue/core.rs",
+        "let can_expire = self.reader.lock().can_expire();",
+        "if PLANTED { self.tending.store(false, Ordering::Release); }\n        \
+         let can_expire = self.reader.lock().can_expire();",
+    ),
+    Bug(
+        "ended in silence",
+        "queue/core.rs",
+        "reader.line.end(&mut wakes);",
+        "if !PLANTED { reader.line.end(&mut wakes); }",
+    ),
+    Bug(
+        "resumed in silence",
+        "queue/core.rs",
+        "reader.paused = paused;\n        reader.promise(&mut wakes);",
+        "reader.paused = paused;\n        if !PLANTED { reader.promise(&mut wakes); }",
+    ),
+    Bug(
+        "a promise not kept is the end",
+        "reader/waiters.rs",
+        "self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));",
+        "if !PLANTED { self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter)); }",
+    ),
+    // Once real ones too.
+    Bug(
+        "freed by its old name",
+        "journal/mod.rs",
+        "let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len);",
+        "let given = self.context.pool.give(&dir.join(file_name(number, entry.named && !PLANTED)), len);",
+    ),
+    Bug(
+        "freed without a second look",
+        "journal/mod.rs",
+        "if table.get(&number).is_some_and(Entry::is_held) {",
+        "if !PLANTED && table.get(&number).is_some_and(Entry::is_held) {",
+    ),
+    Bug(
+        "freed twice",
+        "journal/mod.rs",
+        "if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {",
+        "if PLANTED && entry.is_none() && let Some(dir) = &self.context.dir { \
+         first_error = first_error.and(self.context.pool.give(&dir.join(file_name(number, false)), len)); }\n            \
+         if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {",
+    ),
+    Bug("cleared by half", "journal/mod.rs", "entry.cleared = true;", "entry.cleared = !PLANTED;"),
+    Bug(
+        "settled without a sync",
+        "queue/core.rs",
+        "self.sync_round()?;\n        let _ = self.journal.free_spent",
+        "if !PLANTED { self.sync_round()?; }\n        let _ = self.journal.free_spent",
+    ),
+    // The crate's own planted bugs are constants outside of its tests.
+    Bug(
+        "",
+        "planted.rs",
+        "pub(crate) const fn is(_bug: Bug) -> bool {\n    false",
+        "pub(crate) fn is(bug: Bug) -> bool {\n    crate::plant::is(&format!(\"{bug:?}\"))",
+    ),
+];
+
+fn files(dir: &Path, all: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("the source is there") {
+        let path = entry.expect("the source is there").path();
+        match path.is_dir() {
+            true => files(&path, all),
+            false => all.push(path),
+        }
+    }
+}
+
+/// One module down: what was the root is a module now.
+fn moved(text: &str) -> String {
+    text.replace("crate::", "crate::broken::").replace("crate::broken::plant::", "crate::plant::")
+}
+
+fn store(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("below the output")).expect("the output can be written");
+    fs::write(path, text).expect("the output can be written");
+}
+
+fn main() {
+    let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
+    let crate_src = here.join("../../src");
+    println!("cargo::rerun-if-changed=build.rs");
+    for dir in [&crate_src, &here.join("src")] {
+        println!("cargo::rerun-if-changed={}", dir.display());
+    }
+
+    let mut all = Vec::new();
+    files(&crate_src, &mut all);
+    for path in all {
+        let name = path.strip_prefix(&crate_src).expect("below it").to_string_lossy().into_owned();
+        let Ok(mut text) = fs::read_to_string(&path) else { continue };
+        for Bug(bug, _, old, new) in BUGS.iter().filter(|Bug(_, file, ..)| *file == name) {
+            assert!(text.contains(old), "{name} has no place for the bug {bug:?}");
+            text = text.replace(old, &new.replace("PLANTED", &format!("crate::plant::is({bug:?})")));
+        }
+        store(&out.join("src").join(&name), &moved(&text));
+    }
+
+    let mut root = String::new();
+    let lib = fs::read_to_string(here.join("src/lib.rs")).expect("the source is there");
+    let mut lines = lib.lines();
+    while let Some(line) = lines.next() {
+        if let Some(path) = line.strip_prefix("#[path = \"../../../src/").and_then(|rest| rest.strip_suffix("\"]")) {
+            let module = lines.next().expect("a module behind its path");
+            root += &format!("#[path = {:?}]\n{module}\n", out.join("src").join(path));
+        }
+    }
+    for (name, module) in [("queue", "mod"), ("scenarios", "pub mod"), ("upkeep", "mod")] {
+        let text = fs::read_to_string(here.join("src").join(name).with_extension("rs")).expect("the source is there");
+        let path = out.join(name).with_extension("rs");
+        store(&path, &moved(&text.replace("../../../src/", "src/")));
+        root += &format!("#[path = {path:?}]\n{module} {name};\n");
+    }
+    store(&out.join("broken.rs"), &root);
+    let names: Vec<&str> = BUGS.iter().map(|bug| bug.0).filter(|name| !name.is_empty()).collect();
+    store(&out.join("bugs.rs"), &format!("{names:?}"));
+}

@@ -1,0 +1,16 @@
+//! Bugs planted in the copy of the source, one at a time.
+
+use std::cell::Cell;
+
+// Loom runs all threads of a model on one thread of the system, so this reaches exactly the model that set it.
+thread_local!(static ON: Cell<&'static str> = const { Cell::new("") });
+
+/// Asked by the lines that `build.rs` plants.
+pub fn is(bug: &str) -> bool {
+    ON.get() == bug
+}
+
+/// Switches one on for the rest of this test.
+pub fn set(bug: &'static str) {
+    ON.set(bug);
+}
