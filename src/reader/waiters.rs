@@ -185,11 +185,13 @@ pub(crate) fn sleep_any(tickets: &[&Ticket], deadline: Option<Instant>) -> bool 
     if spin_until(called) {
         return true;
     }
-    for ticket in tickets {
-        *ticket.waiter.wake.lock() = Some(Wake::Thread(thread::current()));
-    }
     let mut look = !planted::is(Bug::SleepWithoutLook);
     loop {
+        // Each time: the wake of an earlier promise, one that could not be kept, may still be on its way. It takes along what
+        // stands here, and the next promise would find nobody to wake.
+        for ticket in tickets {
+            *ticket.waiter.wake.lock() = Some(Wake::Thread(thread::current()));
+        }
         if look && called() {
             return true;
         }

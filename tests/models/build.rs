@@ -197,6 +197,20 @@ const BUGS: &[Bug] = &[
     ),
     // Once real ones too.
     Bug(
+        "registered once",
+        "reader/waiters.rs",
+        "for ticket in tickets {\n            *ticket.waiter.wake.lock() = Some(Wake::Thread(thread::current()));\n        }",
+        "if !PLANTED || !registered {\n            for ticket in tickets {\n                \
+         *ticket.waiter.wake.lock() = Some(Wake::Thread(thread::current()));\n            }\n            \
+         registered = true;\n        }",
+    ),
+    Bug(
+        "registered once",
+        "reader/waiters.rs",
+        "let mut look = !planted::is(Bug::SleepWithoutLook);",
+        "let (mut look, mut registered) = (!planted::is(Bug::SleepWithoutLook), false);",
+    ),
+    Bug(
         "freed by its old name",
         "journal/mod.rs",
         "let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len);",

@@ -52,6 +52,7 @@ const MODELS: &[Model] = &{
         Model("end", 6, the_end_takes_the_last_put_along),
         Model("append", 6, an_append_is_published),
         Model("clear", 6, a_clear_strands_nobody),
+        Model("late_wake", 3, a_late_wake_strands_nobody),
         Model("dropped_item", 3, a_dropped_item_strands_nobody),
         Model("two_lines", 3, a_place_in_two_lines),
         // Seal and last mark may both see it: a second ring for the upkeep thread is harmless.
@@ -106,6 +107,7 @@ const CAUGHT: &[Caught] = &{
         Caught("freed twice", a_segment_is_freed_once, "nothing fails"),
         Caught("cleared by half", a_cleared_segment_is_gone, "still there"),
         Caught("settled without a sync", the_end_takes_the_last_put_along, "not settled"),
+        Caught("registered once", a_late_wake_strands_nobody, "deadlock"),
         Caught("ForgetFailure", || failure_is_told_to_all(2), "asked again after a failure"),
         Caught("PublishRelaxed", || frames_before_the_end_are_whole(1), "not whole"),
         Caught("SealAfterLook", somebody_sees_it_spent, "nobody sees the segment spent"),

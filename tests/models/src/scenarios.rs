@@ -661,6 +661,28 @@ pub fn a_clear_strands_nobody() {
     assert_eq!(join(consumer), 1 + cleared);
 }
 
+/// The same where somebody else puts what is cleared, and wakes the one who waits when that one has found nothing already.
+pub fn a_late_wake_strands_nobody() {
+    let core = queue(os());
+    let (other, place) = (Arc::clone(&core), core.join());
+    let consumer = spawn(move || {
+        loop {
+            if let Took::Item(given) = other.take(Mode::Get, Some(&place.ticket)).expect("nothing fails") {
+                return given.item.id().get();
+            }
+            assert!(place.ticket.sleep(None));
+        }
+    });
+    let other = Arc::clone(&core);
+    let clearer = spawn(move || {
+        other.clear().expect("nothing fails");
+        put(&other, "b");
+    });
+    put(&core, "a");
+    assert!([1, 2].contains(&join(consumer)));
+    join(clearer);
+}
+
 /// The oldest item is dropped for a new one beside two who wait and may have been promised it.
 pub fn a_dropped_item_strands_nobody() {
     let core = queue(os().max_items(1).when_full(WhenFull::DropOldest));
