@@ -995,11 +995,11 @@ impl Inner {
         let io = |source| Error::Io { path: dir.clone(), source };
         let trash = self.dir.join("trash");
         let grave = trash.join(format!("{:016x}", disk.random_u64().map_err(io)?));
+        self.trash_unsynced.store(true, Ordering::Release);
+        disk.rename(&dir, &grave).map_err(io)?;
         if let Some(core) = core {
             self.pool.forget_bytes(core.journal.leave());
         }
-        self.trash_unsynced.store(true, Ordering::Release);
-        disk.rename(&dir, &grave).map_err(io)?;
         disk.sync_dir(&trash).map_err(io)?;
         self.trash_unsynced.store(false, Ordering::Release);
         let parent = dir.parent().unwrap_or(&self.dir);

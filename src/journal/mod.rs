@@ -104,8 +104,8 @@ pub(crate) struct Journal {
     table: Mutex<BTreeMap<u64, Entry>>,
     /// Lock 6. The queue's header file.
     meta: Mutex<MetaFile>,
-    /// Held while files of spent segments are given away. Comes before the table's.
-    giving: Mutex<()>,
+    /// Held while files of spent segments are given away; `true` once the queue was deleted. Comes before the table's.
+    giving: Mutex<bool>,
     /// The last id appended; written under the tail lock.
     appended: AtomicU64,
     /// Frame bytes appended and made durable, for the gauge.
@@ -328,7 +328,7 @@ impl Journal {
             commit: Commit::new(durable),
             table: Mutex::new(recovered.entries),
             meta: Mutex::new(recovered.meta),
-            giving: Mutex::new(()),
+            giving: Mutex::new(false),
             appended: AtomicU64::new(last_id),
             appended_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
@@ -1218,14 +1218,19 @@ impl Journal {
         })
     }
 
-    /// The queue is being deleted, and another one may have its directory's name soon: from here on no name there is touched, by
+    /// The queue's directory has left, and another queue may have its name soon: from here on no name there is touched, by
     /// upkeep or by a sync that is under way. Returns the bytes of its segments.
     pub(crate) fn leave(&self) -> u64 {
-        let _giving = self.giving.lock();
+        let mut left = self.giving.lock();
+        *left = true;
         let mut table = self.table.lock();
         let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
         table.clear();
         bytes
+    }
+
+    pub(crate) fn has_left(&self) -> bool {
+        *self.giving.lock()
     }
 
     /// The last word on the header: who looked at the set before it was closed, and comes only now, stores nothing any more.

@@ -460,7 +460,7 @@ impl Core {
 
     /// Leaves the journal in good order: all durable, sealed.
     pub(crate) fn settle(&self) -> Result<(), SyncError> {
-        if self.shared.read_only || !self.has_journal {
+        if self.shared.read_only || !self.has_journal || self.journal.has_left() {
             return Ok(());
         }
         self.journal.await_takers();
