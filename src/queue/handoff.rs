@@ -71,7 +71,11 @@ impl Core {
         }
         match self.put_successor(id, into, successor, room) {
             Ok((new_id, running)) => {
-                self.mark_moved(id, serial, old.as_ref());
+                if !self.mark_moved(id, serial, old.as_ref()) {
+                    // The new item alone tells of it: it must stay to be found.
+                    into.keep_all();
+                    self.shared.unmarked.store(true, Ordering::Release);
+                }
                 // Only now: what the new item vouches for must be marked before its segment may be freed.
                 drop(running);
                 Ok(new_id)
@@ -122,13 +126,14 @@ impl Core {
 
     /// The old item is done. Should the mark fail, this process has done with it all the same, and the next one finds the new.
     /// Whatever became of the queue meanwhile: a set that closes waits for this.
-    fn mark_moved(&self, id: u64, serial: u64, old: Option<&(Arc<Segment>, Place)>) {
+    fn mark_moved(&self, id: u64, serial: u64, old: Option<&(Arc<Segment>, Place)>) -> bool {
         let _held = self.reader.lock().release(id, serial);
-        if let Some((segment, place)) = old
-            && self.finish(segment, place).is_err()
-        {
-            self.shared.unmarked.store(true, Ordering::Release);
-        }
+        old.is_none_or(|(segment, place)| self.finish(segment, place).is_ok())
+    }
+
+    /// The segments that are there now are not freed before the next open.
+    fn keep_all(&self) {
+        self.unpaid.fetch_max(self.journal.newest(), Ordering::AcqRel);
     }
 
     fn resume_lease(&self, id: u64, serial: u64, due_ms: u64) {
@@ -285,7 +290,7 @@ impl Core {
                 paid = false;
             } else if !from.marks_durable() {
                 // Nothing moves from it any more.
-                self.unpaid.fetch_max(self.journal.newest(), Ordering::AcqRel);
+                self.keep_all();
             }
         }
         paid.then(|| self.unpaid.load(Ordering::Acquire))
