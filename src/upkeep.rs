@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -147,11 +148,14 @@ impl Rounds {
                     Err(_) => return,
                 },
             };
-            match chore {
-                Some(Chore::Stop) => return,
+            if matches!(chore, Some(Chore::Stop)) {
+                return;
+            }
+            // A waker that panics has been told of already; the chores of all other queues go on.
+            let _ = catch_unwind(AssertUnwindSafe(|| match chore {
                 Some(chore) => self.perform(chore),
                 None => self.perform_due(),
-            }
+            }));
         }
     }
 

@@ -16,6 +16,7 @@
 //! waiter that listens again at the end of its line; the tickets are why this line is our own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
@@ -62,9 +63,14 @@ pub(crate) struct Line {
 pub(crate) struct Wakes(Vec<Arc<Waiter>>);
 
 impl Wakes {
+    /// A waker is the user's code and may panic: not before all others are woken.
     pub(crate) fn wake(self) {
+        let mut panicked = None;
         for waiter in self.0 {
-            waiter.wake();
+            panicked = catch_unwind(AssertUnwindSafe(|| waiter.wake())).err().or(panicked);
+        }
+        if let Some(panicked) = panicked {
+            resume_unwind(panicked);
         }
     }
 }

@@ -211,3 +211,44 @@ fn a_waker_may_put_durably() {
     std::thread::spawn(move || q.put("question").expect("room"));
     assert_eq!(ended.recv_timeout(Duration::from_secs(20)).expect("it waits for itself"), "question");
 }
+
+/// Panics when it is told that its item has come.
+#[derive(Default)]
+struct Panics(AtomicUsize);
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("planned");
+    }
+}
+
+#[test]
+fn f39_a_waker_that_panics_ends_neither_the_chores_nor_the_wakes_of_others() {
+    let w = world_with(QueueOptions::default());
+    let q = w.queue("q");
+    let panics = Arc::new(Panics::default());
+    let bad = Waker::from(Arc::clone(&panics));
+    let mut first = Box::pin(q.get_async());
+    assert!(first.as_mut().poll(&mut Context::from_waker(&bad)).is_pending());
+    let (count, waker) = Count::new();
+    let mut second = Box::pin(q.get_async());
+    assert!(second.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    q.pause();
+    q.append("a").expect("room");
+    let last = q.append("b").expect("room");
+    q.synced(last).expect("synced");
+    let resumed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| q.resume()));
+    assert!(resumed.is_err() && count.woken() == 1);
+    drop((first, second));
+    assert_eq!((q.get().expect("there").data(), q.get().expect("there").data()), (&b"a"[..], &b"b"[..]));
+
+    let mut third = Box::pin(q.get_async());
+    assert!(third.as_mut().poll(&mut Context::from_waker(&bad)).is_pending());
+    q.append("c").expect("room");
+    until("the background has met the waker", || panics.0.load(Ordering::SeqCst) == 2);
+    drop(third);
+    assert_eq!(q.get().expect("there").data(), b"c");
+    q.append("d").expect("room");
+    assert!(q.get_timeout(Duration::from_secs(9)).expect("open").is_some(), "nobody syncs any more");
+}
