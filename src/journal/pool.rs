@@ -110,8 +110,12 @@ impl Pool {
             drop(state);
             match self.open_spare(&waiting) {
                 Ok(spare) => return Ok(spare),
-                // Whatever stands there now is not ours to use.
-                Err(_) => {
+                // A file of ours that cannot be opened is given up whole, or it would take space that nobody counts.
+                // Whatever else stands there now is not ours to use.
+                Err(error) => {
+                    if disk::as_not_regular(&error).is_none() {
+                        let _ = self.disk.unlink(&waiting.path);
+                    }
                     self.forget(len);
                     return self.take(len);
                 }

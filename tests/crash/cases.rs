@@ -304,3 +304,23 @@ fn k69_ids_that_a_power_cut_undid_stay_used_when_the_queue_is_deleted_unopened()
     let next = set.queue("q").expect("opens").put("new").expect("room");
     assert!(told.iter().all(|id| *id < next), "{next} was told before");
 }
+
+#[test]
+fn f37_a_spare_that_does_not_open_takes_no_space_that_nobody_counts() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let (first, second) = (set.queue("first").expect("opens"), set.queue("second").expect("opens"));
+    for _ in 0..100 {
+        first.put([7; 1_000]).expect("room");
+    }
+    while first.try_get().expect("reads").is_some() {}
+    set.run_upkeep();
+    assert_eq!(set.stats().pool_bytes, 64 << 10);
+    disk.fail(Op::Open, 0, 1, std::io::ErrorKind::Other);
+    second.put("x").expect("there is another way");
+    disk.heal();
+    let is_segment = |path: &&PathBuf| path.extension().is_some_and(|e| e == "seg" || e == "new" || e == "spare");
+    let files = disk.list_files();
+    let bytes = files.iter().filter(is_segment).filter_map(|path| disk.read_file(path)).map(|bytes| bytes.len() as u64);
+    assert_eq!(set.stats().disk_bytes, bytes.sum::<u64>());
+}
