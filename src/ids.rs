@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// Ids rise with each put of a queue. They are never given out twice: not after a restart, a crash, [`clear`], or
 /// [`delete`] and re-creation of the queue. They need not be consecutive: after a power cut they jump, so that ids of puts
-/// which the cut undid are not used again.
+/// which the cut undid are not used again. Only a queue without a journal, which keeps nothing, begins anew with each process.
 ///
 /// [`clear`]: crate::Queue::clear
 /// [`delete`]: crate::QueueSet::delete

@@ -50,7 +50,7 @@ type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
 /// is dropped.
 ///
 /// # Fork
-/// In a forked child every operation answers `Forked`, and dropping the handles there changes nothing. While such a child
+/// In a forked child every operation that can fail answers `Forked`, and dropping the handles there changes nothing. While such a child
 /// lives, it keeps the lock of a parent that has ended: the next opener gets `Locked`.
 ///
 /// ```
