@@ -5,6 +5,7 @@
 
 mod cases;
 mod everywhere;
+mod exact;
 mod faults;
 mod flips;
 mod model;

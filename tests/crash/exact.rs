@@ -1,0 +1,173 @@
+//! What an open tells, to the item and to the byte; and what small mistakes in the bookkeeping would change without losing
+//! anything at once. Each of these was written for a mutant that no other test noticed.
+
+use std::path::PathBuf;
+
+use super::oracle::{DIR, options, payload};
+use crate::disk::Disk;
+use crate::disk::sim::SimDisk;
+use crate::format::frame::{self, HEADER_BYTES};
+use crate::journal::segment::FRAMES_AT;
+use crate::stats::RecoveryReport;
+use crate::{Durability, OnDamage, OpenError, Queue, QueueSet};
+
+const SIZE: usize = 100;
+
+fn set_of(disk: &SimDisk, durability: Durability, choice: OnDamage) -> QueueSet {
+    let builder = QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options(durability));
+    builder.on_damage(choice).open(DIR).expect("opens")
+}
+
+fn frame_bytes() -> u64 {
+    frame::frame_len(HEADER_BYTES as u32, SIZE as u32).into()
+}
+
+/// Where the frame of the item with this ordinal begins.
+fn frame_at(ordinal: u64) -> u64 {
+    u64::from(FRAMES_AT) + ordinal * frame_bytes()
+}
+
+fn segments(disk: &SimDisk) -> Vec<PathBuf> {
+    let is_segment = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "seg" || ending == "new");
+    let mut all: Vec<PathBuf> = disk.list_files().into_iter().filter(is_segment).collect();
+    all.sort();
+    all
+}
+
+fn flip(disk: &SimDisk, at: u64) {
+    let path = segments(disk).remove(0);
+    let mut bytes = disk.read_file(&path).expect("there");
+    bytes[at as usize] ^= 0x40;
+    disk.write_file(&path, &bytes);
+}
+
+fn put(queue: &Queue, count: u64) {
+    for key in 0..count {
+        queue.put(payload(key, SIZE)).expect("room");
+    }
+}
+
+/// A process that put `count` items into the page cache and died.
+fn killed_after(count: u64) -> SimDisk {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    put(&set.queue("q").expect("opens"), count);
+    disk.kill()
+}
+
+fn recovered(disk: &SimDisk, choice: OnDamage) -> Result<(Queue, RecoveryReport), OpenError> {
+    let queue = set_of(disk, Durability::Os, choice).queue("q")?;
+    let report = queue.recovery();
+    Ok((queue, report))
+}
+
+#[test]
+fn a_torn_end_is_told_to_the_item_and_to_the_byte() {
+    let disk = killed_after(4);
+    flip(&disk, frame_at(3) + HEADER_BYTES as u64 + 5);
+    let (queue, report) = recovered(&disk, OnDamage::Refuse).expect("torn");
+    assert_eq!((queue.len(), report.items, report.segments), (3, 3, 1));
+    assert_eq!((report.discarded_items, report.discarded_bytes), (1, frame_bytes()));
+    assert_eq!(report.scanned_bytes, 3 * frame_bytes());
+    assert!(!report.clean && report.lost.is_empty());
+
+    let (queue, report) = recovered(&killed_after(4), OnDamage::Refuse).expect("whole");
+    assert_eq!((queue.len(), report.discarded_items, report.discarded_bytes), (4, 0, 0));
+    assert_eq!(report.scanned_bytes, 4 * frame_bytes());
+}
+
+#[test]
+fn a_batch_that_broke_off_is_told_whole() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let queue = set.queue("q").expect("opens");
+    put(&queue, 2);
+    queue.put_batch((2..6).map(|key| payload(key, SIZE))).expect("room");
+    let disk = disk.kill();
+    flip(&disk, frame_at(5) + HEADER_BYTES as u64);
+    let (queue, report) = recovered(&disk, OnDamage::Refuse).expect("torn");
+    assert_eq!(queue.len(), 2);
+    assert_eq!((report.discarded_items, report.discarded_bytes), (4, 4 * frame_bytes()));
+}
+
+#[test]
+fn a_mark_that_is_no_state_is_counted_and_its_item_comes_again() {
+    let disk = killed_after(3);
+    let path = segments(&disk).remove(0);
+    let mut bytes = disk.read_file(&path).expect("there");
+    let lane = crate::journal::lane::lane_at(bytes.len() as u32, 1).expect("inside");
+    bytes[lane] = 0xFF;
+    disk.write_file(&path, &bytes);
+    let (queue, report) = recovered(&disk, OnDamage::Refuse).expect("no damage to an item");
+    assert_eq!((queue.len(), report.damaged_marks, report.redelivered), (3, 1, 0));
+}
+
+#[test]
+fn a_batch_uses_the_room_that_is_left_in_a_segment() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let queue = set.queue("q").expect("opens");
+    queue.put_batch((0..400u64).map(u64::to_le_bytes)).expect("room");
+    queue.put_batch((0..104u64).map(u64::to_le_bytes)).expect("room");
+    assert_eq!(segments(&disk).len(), 1, "504 items of 8 bytes, and the lanes of as many");
+    assert_eq!(queue.stats().log_size, 64 << 10);
+}
+
+#[test]
+fn bytes_not_yet_durable_are_counted_until_the_sync() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let queue = set.queue("q").expect("opens");
+    put(&queue, 3);
+    assert_eq!(queue.stats().unsynced_bytes, 3 * frame_bytes());
+    queue.sync().expect("no fault");
+    assert_eq!(queue.stats().unsynced_bytes, 0);
+    put(&queue, 1);
+    assert_eq!(queue.stats().unsynced_bytes, frame_bytes());
+}
+
+/// A sync holds a segment that meanwhile becomes spent: were its file given to the pool, the next segment would be synced
+/// instead of it.
+#[test]
+fn a_spent_segment_that_somebody_holds_is_left_until_he_lets_go() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let queue = set.queue("q").expect("opens");
+    let held = loop {
+        queue.put(payload(1, 20_000)).expect("room");
+        if segments(&disk).len() > 1 {
+            break queue.core.journal.segment(1).expect("opens").expect("there");
+        }
+    };
+    while queue.len() > 1 {
+        queue.get().expect("there");
+    }
+    let first = segments(&disk).remove(0);
+    assert!(held.is_spent());
+    assert!(queue.core.free_spent(), "it says that one had to be left");
+    assert!(disk.list_files().contains(&first));
+    drop(held);
+    assert!(!queue.core.free_spent());
+    assert!(!disk.list_files().contains(&first));
+}
+
+#[test]
+fn a_shorter_segment_length_counts_from_the_next_segment_on() {
+    let disk = SimDisk::new(1);
+    let builder = QueueSet::builder().disk(Disk::Sim(disk.clone()));
+    let long = options(Durability::Os).segment_bytes(1 << 20);
+    let set = builder.defaults(long).open(DIR).expect("opens");
+    let queue = set.queue("q").expect("opens");
+    let lengths = |disk: &SimDisk| -> Vec<usize> {
+        segments(disk).iter().map(|path| disk.read_file(path).expect("there").len()).collect()
+    };
+    while lengths(&disk).len() < 3 {
+        queue.put(payload(1, 20_000)).expect("room");
+    }
+    assert_eq!(lengths(&disk), [64 << 10, 128 << 10, 256 << 10]);
+    queue.set_options(options(Durability::Os).segment_bytes(128 << 10)).expect("stored");
+    while lengths(&disk).len() < 5 {
+        queue.put(payload(1, 20_000)).expect("room");
+    }
+    assert_eq!(lengths(&disk)[3..], [128 << 10, 128 << 10]);
+}
