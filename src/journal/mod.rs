@@ -163,6 +163,8 @@ pub(crate) struct Entry {
     pub(crate) unproven_from: Option<u32>,
     /// Cleared: its items count no more.
     pub(crate) cleared: bool,
+    /// Ordinals that the open told as lost; they count as done.
+    pub(crate) lost: Vec<std::ops::Range<u32>>,
     pub(crate) marks_unsynced: bool,
     /// Its marks are an earlier process's, who may not have synced them.
     pub(crate) marks_unproven: bool,
@@ -646,6 +648,7 @@ impl Journal {
                 sealed: false,
                 unproven_from: None,
                 cleared: false,
+                lost: Vec::new(),
                 marks_unsynced: false,
                 marks_unproven: false,
             },
@@ -796,6 +799,10 @@ impl Journal {
         segment.marks_unsynced.store(entry.marks_unsynced, Ordering::Release);
         if !self.context.read_only {
             segment.mend_lane_blocks()?;
+            for ordinal in entry.lost.iter().cloned().flatten() {
+                segment.mark_lost(ordinal)?;
+            }
+            entry.lost.clear();
         }
         if entry.sealed {
             segment.seal();

@@ -256,9 +256,14 @@ impl<'a> Recovery<'a> {
                 Some(Previous { number, salt: segment.header.salt, extent, synced_to: segment.proven_to });
             let used = extent.end.max(FRAMES_AT) + extent.count;
             outcome.recovered.next_len = used.next_power_of_two().clamp(LEN_MIN, self.wishes.segment_bytes);
+            let lost = self.report.lost.iter().filter(|lost| lost.segment == number);
+            let ordinal =
+                |id: ItemId| u32::try_from(id.get().saturating_sub(segment.header.first_id)).unwrap_or(u32::MAX);
+            let lost = lost.map(|lost| ordinal(lost.first)..ordinal(lost.last).saturating_add(1).min(extent.count));
             outcome.recovered.entries.insert(
                 number,
                 Entry {
+                    lost: lost.collect(),
                     open: None,
                     named: segment.named,
                     extent,
@@ -833,11 +838,12 @@ impl<'a> Recovery<'a> {
         let first_id = segment.header.first_id;
         self.report.held.extend(segment.in_flight.iter().map(|(ordinal, _)| ItemId(first_id + u64::from(*ordinal))));
         segment.waiting = u64::from(extent.count - segment.done);
-        let lost = self.report.lost.iter().any(|lost| lost.segment == segment.header.number);
+        let ids = self.report.lost.iter().filter(|lost| lost.segment == segment.header.number);
+        let lost: Vec<(u64, u64)> = ids.map(|lost| (lost.first.get(), lost.last.get())).collect();
         if segment.waiting == 0 {
             return Ok(());
         }
-        if segment.done == 0 && !lost {
+        if segment.done == 0 && lost.is_empty() {
             segment.waiting_bytes = extent.payload_bytes;
             segment.first_waiting = Some((FRAMES_AT, 0));
             return Ok(());
@@ -848,14 +854,22 @@ impl<'a> Recovery<'a> {
         let mut waiting = 0;
         let mut bytes = 0;
         let mut first = None;
+        let mut met = Vec::new();
         let io = |e| Self::io(&segment.path, e);
+        // In the order of ids, as the salvage found them.
+        let is_lost = |id: u64| lost.get(lost.partition_point(|(_, last)| *last < id)).is_some_and(|l| l.0 <= id);
+        let waits = |ordinal: u32| {
+            let id = segment.header.first_id + u64::from(ordinal);
+            id > clear_id && lanes.get(ordinal) != Some(Lane::Done) && !is_lost(id)
+        };
         while offset < extent.end {
             let Some(frame) = reader.head(offset, ordinal, extent.end).map_err(io)? else {
                 let gap = reader.search(offset, ordinal, extent.end).map_err(io)?;
                 let next = gap.next.map_or((extent.end, extent.count), |(at, frame)| (at, frame.ordinal));
-                let waiting_lost = (ordinal..next.1)
-                    .any(|o| segment.header.first_id + u64::from(o) > clear_id && lanes.get(o) != Some(Lane::Done));
-                if waiting_lost && !self.wishes.salvage {
+                if (ordinal..next.1).any(waits) {
+                    met.push((offset, ordinal, next.1 - 1));
+                }
+                if !met.is_empty() && !self.wishes.salvage {
                     let number = segment.header.number;
                     return Err(self.corrupt(&segment.path, number, u64::from(offset), "frame"));
                 }
@@ -867,8 +881,7 @@ impl<'a> Recovery<'a> {
                     // More items than whoever says where it ends has counted.
                     return Err(self.corrupt(&segment.path, segment.header.number, u64::from(offset), "item count"));
                 }
-                let id = segment.header.first_id + u64::from(ordinal);
-                if id > clear_id && lanes.get(ordinal) != Some(Lane::Done) {
+                if waits(ordinal) {
                     waiting += 1;
                     bytes += u64::from(frame.payload_len);
                     first.get_or_insert((offset, ordinal));
@@ -877,12 +890,20 @@ impl<'a> Recovery<'a> {
             }
             offset += frame.total_len();
         }
-        let unaccounted = (ordinal..extent.count)
-            .any(|o| segment.header.first_id + u64::from(o) > clear_id && lanes.get(o) != Some(Lane::Done));
-        if unaccounted && !self.wishes.salvage {
-            return Err(self.corrupt(&segment.path, segment.header.number, u64::from(offset), "frame"));
+        if (ordinal..extent.count).any(waits) {
+            if !self.wishes.salvage {
+                return Err(self.corrupt(&segment.path, segment.header.number, u64::from(offset), "frame"));
+            }
+            met.push((offset, ordinal, extent.count - 1));
         }
+        self.report.lost.extend(met.into_iter().map(|(offset, first, last)| LostRange {
+            segment: segment.header.number,
+            offset: offset.into(),
+            first: ItemId(segment.header.first_id + u64::from(first)),
+            last: ItemId(segment.header.first_id + u64::from(last)),
+        }));
         // Items lost to damage are neither waiting nor ever done: count them as done, so that the rest can free the file.
+        // Their marks follow when the segment is opened, or the reader would count them a second time.
         segment.done = extent.count - u32::try_from(waiting).unwrap_or(0);
         segment.waiting = waiting;
         segment.waiting_bytes = bytes;

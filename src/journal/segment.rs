@@ -164,6 +164,11 @@ impl Segment {
         Ok(self.progress.done_one())
     }
 
+    /// Marks an item done that was counted as done already.
+    pub(crate) fn mark_lost(&self, ordinal: u32) -> io::Result<()> {
+        self.store_lane(ordinal, Lane::Done)
+    }
+
     /// Reads the frame at `offset`, which must end before `limit`. `Ok(None)`: the bytes there are no frame.
     pub(crate) fn frame_at(&self, offset: u32, limit: u32) -> io::Result<Option<Frame>> {
         let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];

@@ -90,6 +90,63 @@ fn a_batch_that_broke_off_is_told_whole() {
     assert_eq!((report.discarded_items, report.discarded_bytes), (4, 4 * frame_bytes()));
 }
 
+/// Items 2 and 3 of six are damaged, in what says how long they are or in what they hold. The open counted them as done, and
+/// the reader that met them counted them again: of four items two were not delivered, and their segment was freed under them.
+fn salvage_is_exact(at: u64) {
+    let disk = killed_after(6);
+    for ordinal in [1, 2] {
+        flip(&disk, frame_at(ordinal) + at);
+    }
+    match recovered(&disk.clone_state(), OnDamage::Refuse) {
+        Err(OpenError::Corrupt { segment: Some(1), offset, .. }) => assert_eq!(offset, frame_at(1)),
+        other => panic!("{other:?}"),
+    }
+    let (queue, report) = recovered(&disk, OnDamage::Salvage).expect("salvaged");
+    let lost: Vec<_> = report.lost.iter().map(|l| (l.segment, l.offset, l.first.get(), l.last.get())).collect();
+    assert_eq!(lost, [(1, frame_at(1), 2, 3)]);
+    assert_eq!((report.items, report.discarded_items, report.discarded_bytes), (4, 0, 0));
+    for (left, key) in [0, 3, 4, 5].into_iter().enumerate() {
+        let stats = queue.stats();
+        assert_eq!((stats.items, stats.bytes), (4 - left as u64, (4 - left as u64) * SIZE as u64), "before {key}");
+        assert_eq!(queue.try_get().expect("reads").expect("there").data(), payload(key, SIZE));
+        queue.core.free_spent();
+    }
+    assert!(queue.is_empty());
+    assert_eq!(queue.stats().damaged_items, 0, "what the open told is not told again");
+}
+
+#[test]
+fn salvage_tells_the_ids_of_damaged_payloads() {
+    salvage_is_exact(HEADER_BYTES as u64 + 5);
+}
+
+#[test]
+fn salvage_tells_the_ids_of_damaged_headers() {
+    salvage_is_exact(4);
+}
+
+#[test]
+fn salvage_of_a_closed_segment_tells_what_it_passes_over() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let queue = set.queue("q").expect("opens");
+    put(&queue, 6);
+    queue.get().expect("there");
+    drop(queue);
+    set.close().expect("closes");
+    flip(&disk, frame_at(2) + 4);
+    assert!(matches!(recovered(&disk.clone_state(), OnDamage::Refuse), Err(OpenError::Corrupt { .. })));
+    let (queue, report) = recovered(&disk.kill(), OnDamage::Salvage).expect("salvaged");
+    let lost: Vec<_> = report.lost.iter().map(|l| (l.segment, l.offset, l.first.get(), l.last.get())).collect();
+    assert_eq!(lost, [(1, frame_at(2), 3, 3)]);
+    for (left, key) in [1, 3, 4, 5].into_iter().enumerate() {
+        assert_eq!(queue.stats().items, 4 - left as u64);
+        assert_eq!(queue.try_get().expect("reads").expect("there").data(), payload(key, SIZE));
+        queue.core.free_spent();
+    }
+    assert!(queue.is_empty());
+}
+
 #[test]
 fn a_mark_that_is_no_state_is_counted_and_its_item_comes_again() {
     let disk = killed_after(3);
