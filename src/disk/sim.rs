@@ -151,6 +151,7 @@ struct World {
     locks: BTreeSet<usize>,
     process: u64,
     steps: u64,
+    stalled: bool,
     crash_at: Option<(u64, When)>,
     crashed: bool,
     faults: Vec<Fault>,
@@ -833,6 +834,7 @@ impl SimDisk {
                 locks: BTreeSet::new(),
                 process: 0,
                 steps: 0,
+                stalled: false,
                 crash_at: None,
                 crashed: false,
                 faults: Vec::new(),
@@ -1013,6 +1015,11 @@ impl SimDisk {
     /// How syncs fail that fail.
     pub fn set_sync_failure(&self, how: SyncFailure) {
         self.inner.lock().sync_failure = how;
+    }
+
+    /// Lets no sync of a file's content begin until this is called with `false`, as a device does that is busy with itself.
+    pub fn stall_syncs(&self, stalled: bool) {
+        self.inner.lock().stalled = stalled;
     }
 
     /// Limits the bytes of all files together. Once they are reached, nothing can be created either.
@@ -1366,6 +1373,9 @@ impl SimFile {
     }
 
     pub(crate) fn sync_data(&self) -> io::Result<()> {
+        while self.disk.inner.lock().stalled {
+            crate::disk::give_way();
+        }
         let mut world = self.disk.world()?;
         let result = world.sync(self.inode);
         world.log_file(Op::Sync, self.inode, 0, &[], &result);

@@ -324,3 +324,30 @@ fn f37_a_spare_that_does_not_open_takes_no_space_that_nobody_counts() {
     let bytes = files.iter().filter(is_segment).filter_map(|path| disk.read_file(path)).map(|bytes| bytes.len() as u64);
     assert_eq!(set.stats().disk_bytes, bytes.sum::<u64>());
 }
+
+#[test]
+fn f23_a_get_does_not_wait_for_a_sync_that_stalls() {
+    let disk = SimDisk::new(1);
+    let queue = set_of(&disk).queue("q").expect("opens");
+    queue.put("there").expect("room");
+    let held = queue.open().expect("reads");
+    queue.put("too").expect("room");
+    disk.stall_syncs(true);
+    std::thread::scope(|scope| {
+        let putter = scope.spawn(|| queue.put("late"));
+        while queue.stats().total_items < 3 {
+            std::thread::yield_now();
+        }
+        // All of these would wait for ever if they waited for the sync.
+        assert_eq!(text(queue.get_timeout(Duration::from_millis(100)).expect("reads")).as_deref(), Some("too"));
+        assert_eq!(next(&queue), None, "what is not durable is not shown");
+        held.abort();
+        let again = queue.open_timeout(Duration::from_millis(100)).expect("reads").expect("there");
+        again.close().expect("stores");
+        assert_eq!((queue.len(), queue.peek().expect("reads").is_none()), (1, true));
+        assert!(!putter.is_finished(), "the sync is still under way");
+        disk.stall_syncs(false);
+        putter.join().expect("no panic").expect("durable");
+    });
+    assert_eq!(next(&queue).as_deref(), Some("late"));
+}
