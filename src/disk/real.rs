@@ -41,7 +41,9 @@ impl RealDisk {
     }
 
     pub(crate) fn create(&self, path: &Path) -> io::Result<fs::File> {
-        self.open_regular(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
+        let file = self.open_regular(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        overwrite_in_place(&file);
+        Ok(file)
     }
 
     pub(crate) fn lock(&self, path: &Path) -> io::Result<fs::File> {
@@ -175,6 +177,17 @@ pub(crate) fn read_at(file: &fs::File, offset: u64, bytes: &mut [u8]) -> io::Res
 
 pub(crate) fn write_at(file: &fs::File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     file.write_all_at(bytes, offset)
+}
+
+/// Asks a copy-on-write file system to store what is written again where it stands, so that a full medium still takes the marks
+/// of items that are done. It must be asked while the file is empty; who does not know the request, or knows better, refuses it.
+fn overwrite_in_place(file: &fs::File) {
+    #[cfg(target_os = "linux")]
+    if rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type as u64 & 0xFFFF_FFFF == 0x9123_683E /* btrfs */)
+        && let Ok(flags) = rustix::fs::ioctl_getflags(file)
+    {
+        let _ = rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::NOCOW);
+    }
 }
 
 /// Never the C library's fallback of writing a byte into each block, and never a sparse file under a map.
