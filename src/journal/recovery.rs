@@ -646,7 +646,9 @@ impl<'a> Recovery<'a> {
             let told = told.filter(legal);
             let proven = all_older_proven || durable_seal;
             match told {
-                Some(extent) if proven || same_boot => {
+                // Believed unread only where the page cache is: a failed sync may have undone frames that are told of, and what
+                // tells of them, a seal or the next header, may have been stored after that.
+                Some(extent) if proven || (same_boot && self.wishes.cache_promised) => {
                     segment.extent = Some(extent);
                     if proven {
                         segment.proven_to = extent.end;

@@ -88,6 +88,25 @@ fn f16_f20_the_first_failed_sync_is_final_and_durable_items_can_be_read() {
     }
 }
 
+/// A sync fails, and the file system takes back what it could not write. After that the queue is cleared, which seals its last
+/// segment: the seal tells of frames that are no more. The next open believed it, since the page cache had not gone.
+#[test]
+fn f16_frames_that_a_failed_sync_took_back_are_not_believed_to_be_there() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put(b"durable").expect("room");
+    disk.set_sync_failure(SyncFailure::RevertsContent);
+    disk.fail(Op::Sync, 0, 1, ErrorKind::Other);
+    assert!(matches!(queue.put(b"lost"), Err(PutError::Indeterminate { .. })));
+    queue.clear().expect("the header is another file");
+    let reopened = open(&disk.kill());
+    let queue = reopened.queue("q").expect("opens");
+    assert!(queue.try_get().expect("undamaged").is_none());
+    queue.put(b"works").expect("a new open is a new start");
+    drop(set);
+}
+
 #[test]
 fn f19_an_error_on_any_write_is_told_and_corrupts_nothing() {
     for may_map in [true, false] {
