@@ -1,5 +1,8 @@
-//! Copies the crate's source and plants bugs in the copy. A place that is no longer there is an error: the bug has to be planted
+//! Copies the crate's source and plants bugs in the copies. A place that is no longer there is an error: the bug has to be planted
 //! anew where the source has moved.
+//!
+//! Two copies: one as a module beside the real source, for the models; one as the root of a program, for the schedules, in which
+//! time is that of the scheduler too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,8 +91,8 @@ const BUGS: &[Bug] = &[
     Bug(
         "no look after registering",
         "reader/waiters.rs",
-        "drop(wake);\n        self.waiter.called.load(Ordering::Acquire)",
-        "drop(wake);\n        !PLANTED && self.waiter.called.load(Ordering::Acquire)",
+        "        }\n        self.waiter.called.load(Ordering::Acquire)",
+        "        }\n        !PLANTED && self.waiter.called.load(Ordering::Acquire)",
     ),
     Bug(
         "last come first served",
@@ -118,8 +121,8 @@ const BUGS: &[Bug] = &[
     Bug(
         "given back in silence",
         "queue/take.rs",
-        "reader.return_waiting(held.place);\n            reader.promise(&mut wakes);",
-        "reader.return_waiting(held.place);\n            if !PLANTED { reader.promise(&mut wakes); }",
+        "reader.return_waiting(held.place);\n            reader.promise(wakes);",
+        "reader.return_waiting(held.place);\n            if !PLANTED { reader.promise(wakes); }",
     ),
     Bug(
         "newcomers overtake",
@@ -234,17 +237,28 @@ const BUGS: &[Bug] = &[
     Bug(
         "settled without a sync",
         "queue/core.rs",
-        "self.sync_round()?;\n        let _ = self.journal.free_spent",
-        "if !PLANTED { self.sync_round()?; }\n        let _ = self.journal.free_spent",
+        "self.sync_round()?;\n        let _ = self.free_round",
+        "if !PLANTED { self.sync_round()?; }\n        let _ = self.free_round",
     ),
     // The crate's own planted bugs are constants outside of its tests.
     Bug(
         "",
         "planted.rs",
         "pub(crate) const fn is(_bug: Bug) -> bool {\n    false",
-        "pub(crate) fn is(bug: Bug) -> bool {\n    crate::plant::is(&format!(\"{bug:?}\"))",
+        "pub(crate) fn is(bug: Bug) -> bool {\n    crate::plant::is_on() && crate::plant::is(&format!(\"{bug:?}\"))",
     ),
 ];
+
+/// What the copy for the schedules has otherwise: file, what stands there, what stands there instead.
+const OTHERWISE: &[(&str, &str, &str)] = &[
+    ("disk/mod.rs", "    Instant::now()", "    crate::sync::time::now()"),
+    ("disk/mod.rs", "each!(self, _d => true, _s => false)", "true"),
+    ("disk/mod.rs", "std::thread::sleep(std::time::Duration::from_micros(200))", "crate::engine::yield_now()"),
+    ("disk/sim.rs", "self.inner.lock().mono_ms", "self.inner.lock().mono_ms + crate::sync::time::passed_ms()"),
+    ("disk/sim.rs", "self.inner.lock().wall_ms\n", "self.inner.lock().wall_ms + crate::sync::time::passed_ms()\n"),
+];
+/// Rooms of the crate that the schedules bring themselves, or do without.
+const NOT_SCHEDULED: &[&str] = &["crash", "docs", "sync", "testing"];
 
 fn files(dir: &Path, all: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("the source is there") {
@@ -269,7 +283,9 @@ fn store(path: &Path, text: &str) {
 fn main() {
     let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
-    let crate_src = here.join("../../src");
+    let crate_src = here.ancestors().map(|dir| dir.join("src")).find(|src| src.join("journal").is_dir());
+    let crate_src = crate_src.expect("below the crate");
+    let is_scheduled = here.ends_with("schedules");
     println!("cargo::rerun-if-changed=build.rs");
     for dir in [&crate_src, &here.join("src")] {
         println!("cargo::rerun-if-changed={}", dir.display());
@@ -284,9 +300,34 @@ fn main() {
             assert!(text.contains(old), "{name} has no place for the bug {bug:?}");
             text = text.replace(old, &new.replace("PLANTED", &format!("crate::plant::is({bug:?})")));
         }
-        store(&out.join("src").join(&name), &moved(&text));
+        for (_, old, new) in OTHERWISE.iter().filter(|(file, ..)| is_scheduled && *file == name) {
+            assert!(text.contains(old), "{name} no longer says {old:?}");
+            text = text.replace(old, new);
+        }
+        store(&out.join("src").join(&name), &if is_scheduled { text } else { moved(&text) });
     }
+    let root = if is_scheduled { scheduled(&crate_src, &out) } else { broken(&here, &out) };
+    store(&out.join("root.rs"), &root);
+    let names: Vec<&str> = BUGS.iter().map(|bug| bug.0).filter(|name| !name.is_empty()).collect();
+    store(&out.join("bugs.rs"), &format!("{names:?}"));
+}
 
+/// The modules of the copy for the schedules: those of the crate.
+fn scheduled(crate_src: &Path, out: &Path) -> String {
+    let mut root = String::new();
+    let lib = fs::read_to_string(crate_src.join("lib.rs")).expect("the source is there");
+    for module in lib.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')) {
+        if !NOT_SCHEDULED.contains(&module) {
+            let dir = out.join("src").join(module);
+            let path = if dir.is_dir() { dir.join("mod.rs") } else { dir.with_extension("rs") };
+            root += &format!("#[path = {path:?}]\nmod {module};\n");
+        }
+    }
+    root
+}
+
+/// The modules of the copy for the models: those of the models.
+fn broken(here: &Path, out: &Path) -> String {
     let mut root = String::new();
     let lib = fs::read_to_string(here.join("src/lib.rs")).expect("the source is there");
     let mut lines = lib.lines();
@@ -302,7 +343,5 @@ fn main() {
         store(&path, &moved(&text.replace("../../../src/", "src/")));
         root += &format!("#[path = {path:?}]\n{module} {name};\n");
     }
-    store(&out.join("broken.rs"), &root);
-    let names: Vec<&str> = BUGS.iter().map(|bug| bug.0).filter(|name| !name.is_empty()).collect();
-    store(&out.join("bugs.rs"), &format!("{names:?}"));
+    root
 }

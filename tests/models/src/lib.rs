@@ -53,5 +53,5 @@ pub mod broken {
     /// The names of all.
     pub const BUGS: &[&str] = &include!(concat!(env!("OUT_DIR"), "/bugs.rs"));
 
-    include!(concat!(env!("OUT_DIR"), "/broken.rs"));
+    include!(concat!(env!("OUT_DIR"), "/root.rs"));
 }

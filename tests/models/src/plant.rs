@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-// Loom runs all threads of a model on one thread of the system, so this reaches exactly the model that set it.
+// All threads of a model run on one thread of the system, so this reaches exactly the model that set it.
 thread_local!(static ON: Cell<&'static str> = const { Cell::new("") });
 
 /// Asked by the lines that `build.rs` plants.
@@ -10,7 +10,12 @@ pub fn is(bug: &str) -> bool {
     ON.get() == bug
 }
 
-/// Switches one on for the rest of this test.
+/// Whether any is on.
+pub fn is_on() -> bool {
+    !ON.get().is_empty()
+}
+
+/// Switches one on for the rest of this thread.
 pub fn set(bug: &'static str) {
     ON.set(bug);
 }

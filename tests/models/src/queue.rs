@@ -1,9 +1,21 @@
 //! The crate's `queue`, without its public face.
 
+use std::sync::Arc;
+
+/// As much of it as an open item needs.
+#[derive(Debug)]
+pub struct Queue {
+    pub(crate) core: Arc<core::Core>,
+}
+
+#[path = "../../../src/queue/archive.rs"]
+pub(crate) mod archive;
 #[path = "../../../src/queue/core.rs"]
 pub(crate) mod core;
 #[path = "../../../src/queue/futures.rs"]
 pub(crate) mod futures;
+#[path = "../../../src/queue/handoff.rs"]
+pub(crate) mod handoff;
 #[path = "../../../src/queue/open_item.rs"]
 pub(crate) mod open_item;
 #[path = "../../../src/queue/put.rs"]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::time::Instant;
 
 use crate::engine;
 pub use engine::atomic::{Ordering, fence};
@@ -23,6 +24,12 @@ impl<T> Mutex<T> {
     #[track_caller]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard(Some(self.0.lock().expect("not poisoned")))
+    }
+}
+
+impl<T> Mutex<T> {
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().ok().map(|guard| MutexGuard(Some(guard)))
     }
 }
 
@@ -62,6 +69,26 @@ impl Condvar {
     #[track_caller]
     pub fn notify_all(&self) {
         self.0.notify_all();
+    }
+}
+
+/// Waits until told; before a deadline only for a moment where time passes by itself.
+fn wait<'a, T>(
+    told: &Condvar,
+    mutex: &'a Mutex<T>,
+    mut guard: MutexGuard<'a, T>,
+    until: Option<Instant>,
+) -> MutexGuard<'a, T> {
+    match until {
+        Some(deadline) if engine::TIME_PASSES => {
+            drop(guard);
+            time::idle(deadline);
+            mutex.lock()
+        }
+        _ => {
+            told.wait(&mut guard);
+            guard
+        }
     }
 }
 
@@ -155,6 +182,7 @@ pub fn spin_until(ready: impl Fn() -> bool) -> bool {
     ready()
 }
 
+pub use bell::{Receiver, RecvTimeoutError, Sender, unbounded};
 pub use event::{Event, EventListener};
 
 /// As much of `event-listener` as the crate uses. A lock stands for the fences of the original.
@@ -225,21 +253,115 @@ mod event {
     }
 }
 
+/// As much of `crossbeam-channel` as the crate uses.
+mod bell {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use super::{Condvar, Mutex, time, wait};
+
+    #[derive(Debug, Default)]
+    struct Channel<T> {
+        state: Mutex<State<T>>,
+        told: Condvar,
+    }
+
+    #[derive(Debug)]
+    struct State<T> {
+        waiting: VecDeque<T>,
+        has_sender: bool,
+    }
+
+    impl<T> Default for State<T> {
+        fn default() -> Self {
+            State { waiting: VecDeque::new(), has_sender: true }
+        }
+    }
+
+    #[derive(Debug)]
+    pub struct Sender<T>(Arc<Channel<T>>);
+
+    #[derive(Debug)]
+    pub struct Receiver<T>(Arc<Channel<T>>);
+
+    #[derive(Debug)]
+    pub enum RecvTimeoutError {
+        Timeout,
+        Disconnected,
+    }
+
+    pub fn unbounded<T>() -> (Sender<T>, Receiver<T>) {
+        let channel = Arc::new(Channel { state: Mutex::new(State::default()), told: Condvar::new() });
+        (Sender(Arc::clone(&channel)), Receiver(channel))
+    }
+
+    impl<T> Sender<T> {
+        pub fn send(&self, value: T) -> Result<(), T> {
+            self.0.state.lock().waiting.push_back(value);
+            self.0.told.notify_one();
+            Ok(())
+        }
+    }
+
+    impl<T> Drop for Sender<T> {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                self.0.state.lock().has_sender = false;
+                self.0.told.notify_one();
+            }
+        }
+    }
+
+    impl<T> Receiver<T> {
+        pub fn recv(&self) -> Result<T, RecvTimeoutError> {
+            self.recv_until(None)
+        }
+
+        pub fn recv_timeout(&self, span: Duration) -> Result<T, RecvTimeoutError> {
+            self.recv_until(Some(time::now() + span))
+        }
+
+        pub fn try_recv(&self) -> Result<T, RecvTimeoutError> {
+            self.0.state.lock().waiting.pop_front().ok_or(RecvTimeoutError::Timeout)
+        }
+
+        fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvTimeoutError> {
+            let mut state = self.0.state.lock();
+            loop {
+                if let Some(value) = state.waiting.pop_front() {
+                    return Ok(value);
+                }
+                if !state.has_sender {
+                    return Err(RecvTimeoutError::Disconnected);
+                }
+                if deadline.is_some_and(|deadline| time::now() >= deadline) {
+                    return Err(RecvTimeoutError::Timeout);
+                }
+                state = wait(&self.0.told, &self.0.state, state, deadline);
+            }
+        }
+    }
+}
+
 /// Threads that park, and tasks that they run.
 pub mod thread {
     use std::future::Future;
     use std::pin::pin;
     use std::sync::Arc;
     use std::task::{Context, Poll, Wake, Waker};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use super::{Condvar, Mutex, time};
-    use crate::engine;
+    use super::{Condvar, Mutex, time, wait};
+    use crate::engine::{self, ThreadId};
 
-    pub use engine::{JoinHandle, spawn};
+    pub use engine::threads::*;
 
     #[derive(Clone, Debug)]
-    pub struct Thread(Arc<Parker>);
+    pub struct Thread {
+        id: ThreadId,
+        parker: Arc<Parker>,
+    }
 
     #[derive(Debug, Default)]
     pub(super) struct Parker {
@@ -253,12 +375,15 @@ pub mod thread {
         fn begin() -> Thread {
             let parker = Arc::new(Parker::default());
             time::enter(&parker);
-            Thread(parker)
+            Thread { id: engine::thread_id(), parker }
+        }
+
+        pub fn id(&self) -> ThreadId {
+            self.id
         }
 
         pub fn unpark(&self) {
-            *self.0.token.lock() = true;
-            self.0.told.notify_one();
+            self.parker.wake_by_ref();
         }
     }
 
@@ -275,31 +400,36 @@ pub mod thread {
     }
 
     pub fn park() {
-        park_until(|| false);
+        park_until(None);
     }
 
     pub fn park_timeout(span: Duration) {
-        let deadline = time::now() + span;
-        park_until(|| time::now() >= deadline);
+        park_until(Some(time::now() + span));
     }
 
-    fn park_until(is_over: impl Fn() -> bool) {
+    fn park_until(deadline: Option<Instant>) {
         let me = current();
-        let mut token = me.0.token.lock();
-        while !*token && !is_over() {
-            me.0.told.wait(&mut token);
+        let Parker { token, told } = &*me.parker;
+        let mut has_token = token.lock();
+        while !*has_token && deadline.is_none_or(|deadline| time::now() < deadline) {
+            has_token = wait(told, token, has_token, deadline);
         }
-        *token = false;
+        *has_token = false;
     }
 
     impl Wake for Parker {
         fn wake(self: Arc<Self>) {
-            Thread(self).unpark();
+            self.wake_by_ref();
+        }
+
+        fn wake_by_ref(self: &Arc<Self>) {
+            *self.token.lock() = true;
+            self.told.notify_one();
         }
     }
 
     pub fn waker() -> Waker {
-        Waker::from(current().0)
+        Waker::from(current().parker)
     }
 
     pub fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -314,13 +444,14 @@ pub mod thread {
     }
 }
 
-/// A clock that stands still until a model says otherwise.
+/// A clock that stands still until a model says otherwise, or where time passes by itself, somebody waits for it.
 pub mod time {
     use std::cell::{Cell, RefCell};
     use std::sync::{Arc, OnceLock, Weak};
     use std::time::{Duration, Instant};
 
     use super::thread::Parker;
+    use crate::engine;
 
     // Plain cells: all threads of a model share one thread of the system, and every look at the time has a lock beside it.
     thread_local! {
@@ -338,6 +469,17 @@ pub mod time {
         PASSED.set(PASSED.get() + span);
         let sleepers: Vec<_> = SLEEPERS.with_borrow(|sleepers| sleepers.iter().filter_map(Weak::upgrade).collect());
         sleepers.iter().for_each(|parker| parker.stir());
+    }
+
+    /// Somebody has nothing to do before `deadline`.
+    pub(super) fn idle(deadline: Instant) {
+        engine::yield_now();
+        pass(engine::span(deadline.saturating_duration_since(now())));
+    }
+
+    /// Milliseconds that have passed since the model began.
+    pub fn passed_ms() -> u64 {
+        PASSED.get().as_millis() as u64
     }
 
     pub(crate) fn begin() {

@@ -12,6 +12,8 @@ pub(crate) enum Chore {
     Free(Weak<Core>),
     Sync(Weak<Core>),
     Tend(Weak<Core>, u64),
+    EndLeases(Weak<Core>, u64),
+    Bury(Weak<Core>),
     Stop,
 }
 
@@ -25,7 +27,7 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn ring(&self, chore: Chore) {
-        if self.tends || !matches!(chore, Chore::Tend(..)) {
+        if self.tends || !matches!(chore, Chore::Tend(..) | Chore::EndLeases(..)) {
             self.chores.lock().push_back(chore);
             self.rung.notify_one();
         }
@@ -48,6 +50,8 @@ impl Upkeep {
             match chore {
                 Chore::Arm(core) => core.upgrade().into_iter().for_each(|core| core.journal.arm()),
                 Chore::Tend(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.tend()),
+                Chore::EndLeases(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.end_leases()),
+                Chore::Bury(core) => core.upgrade().into_iter().for_each(|core| core.bury()),
                 Chore::Free(core) => core.upgrade().into_iter().for_each(|core| _ = core.free_spent()),
                 Chore::Sync(core) => core.upgrade().into_iter().for_each(|core| core.sync_appended()),
                 Chore::Stop => stopping = true,
