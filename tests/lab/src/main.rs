@@ -90,6 +90,13 @@ const LAYERS: &[Layer] = &[
         run: own::models,
     },
     Layer {
+        name: "schedules",
+        what: "whole sets of 3 to 8 threads and tasks in random orders, killed and cut off power, their answers held to the rules; with planted bugs",
+        needs: "nothing",
+        minutes: "1",
+        run: own::schedules,
+    },
+    Layer {
         name: "errors",
         what: "each call of a file system fails with each errno, short, or late; then a kill or a power cut",
         needs: "root, /dev/fuse",

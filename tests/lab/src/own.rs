@@ -120,6 +120,23 @@ pub fn models(_: &[String]) -> Outcome {
     cargo(&words, &[], &[Count { name: "orders", starts: "models: ", before: "models: ", after: " orders in all" }])
 }
 
+/// `schedules [SECONDS [SEED]]`
+pub fn schedules(words: &[String]) -> Outcome {
+    let (seconds, seed) = (crate::number(words, 0, 30).to_string(), crate::number(words, 1, 1).to_string());
+    let words = ["run", "--locked", "--release", "--manifest-path", "tests/models/schedules/Cargo.toml", "--"];
+    let counts = [
+        Count { name: "schedules", starts: "schedules: ", before: "schedules: ", after: " schedules, " },
+        Count { name: "steps", starts: "schedules: ", before: " schedules, ", after: " steps" },
+        Count {
+            name: "planted_bugs_found",
+            starts: "schedules: ",
+            before: "schedules: ",
+            after: " planted bugs found",
+        },
+    ];
+    cargo(&[&words[..], &[&seconds, &seed]].concat(), &[], &counts)
+}
+
 const TARGETS: &[&str] = &["frame_decode", "open_dir", "segment", "queue_name", "options", "operations", "typed"];
 
 /// The flags that cargo-fuzz passes, which the stable toolchain takes too.
