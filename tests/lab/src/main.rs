@@ -11,6 +11,7 @@ mod memfs;
 mod mounts;
 mod own;
 mod report;
+mod sanitizers;
 mod soak;
 mod vm;
 mod work;
@@ -95,6 +96,13 @@ const LAYERS: &[Layer] = &[
         needs: "nothing",
         minutes: "1",
         run: own::schedules,
+    },
+    Layer {
+        name: "sanitizers",
+        what: "the tests under the thread sanitizer and the address sanitizer, which first find planted faults",
+        needs: "the sanitizers of a Linux toolchain",
+        minutes: "8",
+        run: sanitizers::layer,
     },
     Layer {
         name: "errors",

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::figures::Outcome;
 
 /// What a line of a test's output counts: the number after `before` and before `after`.
-struct Count {
+pub struct Count {
     name: &'static str,
     starts: &'static str,
     before: &'static str,
@@ -24,7 +24,7 @@ const KILLS: &[Count] = &[
 const FLIPS: &[Count] = &[Count { name: "flips", starts: "flips: ", before: "flips: ", after: " of " }];
 const PLANTED: &[Count] = &[];
 
-fn cargo(words: &[&str], variables: &[(&str, String)], counts: &[Count]) -> Outcome {
+pub fn cargo(words: &[&str], variables: &[(&str, String)], counts: &[Count]) -> Outcome {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut command = Command::new("cargo");
     command.current_dir(crate_dir).args(words).env("CARGO_TERM_COLOR", "never");
