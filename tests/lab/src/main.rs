@@ -9,6 +9,7 @@ mod full;
 mod images;
 mod memfs;
 mod mounts;
+mod mutants;
 mod own;
 mod report;
 mod sanitizers;
@@ -103,6 +104,13 @@ const LAYERS: &[Layer] = &[
         needs: "the sanitizers of a Linux toolchain",
         minutes: "8",
         run: sanitizers::layer,
+    },
+    Layer {
+        name: "mutants",
+        what: "small changes in the journal, the recovery and the readers, chosen at random: some test must notice each",
+        needs: "cargo-mutants",
+        minutes: "20",
+        run: mutants::layer,
     },
     Layer {
         name: "errors",

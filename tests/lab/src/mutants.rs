@@ -1,0 +1,231 @@
+//! Mutation testing: one small change in the source at a time, which some test must notice.
+//!
+//! Each mutant meets the quick tests first (the unit tests, the short part of the crash harness, `tests/it`); who survives
+//! them meets the harness's short hunt and the flipped bytes. One that survives both is a failure, unless [`KNOWN`] says why
+//! nothing can notice it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::figures::Outcome;
+use crate::mounts::Scratch;
+
+/// What is changed: where a mistake would lose an item.
+const ROOMS: [&str; 2] = ["src/journal/**", "src/reader/**"];
+
+/// Bugs planted on purpose, which no test meets but their own.
+const PLANTED: [&str; 2] = ["by_mistake", "append_to_recovered"];
+
+/// What takes longer than all other tests together.
+const SLOW: [&str; 5] = ["crash::planted", "crash::everywhere", "k54_every_flipped", "fuzz_corpora", "tidy"];
+/// What survivors meet.
+const HUNT: [&str; 2] = ["the_unbroken_engine_passes", "k54_every_flipped_byte_of_a_clean"];
+
+/// A mutant that no test can notice.
+struct Known {
+    file: &'static str,
+    /// As the tool tells it, without the place.
+    name: &'static str,
+    /// The source from the changed place on.
+    source: &'static str,
+    why: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        file: "src/journal/mod.rs",
+        name: "replace > with >= in Journal::make_room",
+        source: "> u64::from(tail.reach)",
+        why: "a reach that is just enough is raised once more: it is only ever an upper bound",
+    },
+    Known {
+        file: "src/journal/mod.rs",
+        name: "replace + with * in Journal::clear",
+        source: "+ 1);",
+        why: "the next id comes after the cleared ones anyhow: recovery takes the greater of both",
+    },
+];
+
+/// `mutants [COUNT [SEED]]`
+pub fn layer(words: &[String]) -> Outcome {
+    match run(crate::number(words, 0, 40) as usize, crate::number(words, 1, 1)) {
+        Ok(outcome) => outcome,
+        Err(why) => Outcome::skipped(why),
+    }
+}
+
+fn run(count: usize, seed: u64) -> Result<Outcome, String> {
+    let told = Command::new("cargo").args(["mutants", "--version"]).output().map_err(|error| error.to_string())?;
+    if !told.status.success() {
+        return Err("needs cargo-mutants: cargo install cargo-mutants".into());
+    }
+    let scratch = Scratch::new("mutants")?;
+    let source = copied(&scratch.0)?;
+    let mut all = listed(&source)?;
+    let population = all.len() as u64;
+    let mut state = seed;
+    for i in (1..all.len()).rev() {
+        all.swap(i, (crate::work::random(&mut state) % (i as u64 + 1)) as usize);
+    }
+    all.truncate(count);
+
+    let names: Vec<&str> = all.iter().map(|mutant| mutant.name.as_str()).collect();
+    let quick: Vec<&str> = SLOW.iter().flat_map(|test| ["--skip", test]).collect();
+    let first = tried(&source, &scratch.0.join("quick"), &names, &quick)?;
+    let survivors: Vec<&str> = first.missed.iter().map(String::as_str).collect();
+    let second = match survivors.is_empty() {
+        true => Tried::default(),
+        false => tried(&source, &scratch.0.join("hunt"), &survivors, &HUNT)?,
+    };
+
+    let mut outcome = Outcome::default();
+    let mut known = 0;
+    for survivor in &second.missed {
+        match all.iter().find(|mutant| mutant.name == *survivor).and_then(Mutant::known) {
+            Some(why) => {
+                known += 1;
+                println!("mutants: known: {survivor}: {why}");
+            }
+            None => {
+                outcome.failed += 1;
+                println!("mutants: survived: {survivor}");
+            }
+        }
+    }
+    let caught = first.caught + second.caught;
+    let timeouts = first.timeouts + second.timeouts;
+    outcome.passed = caught + timeouts + known;
+    outcome.counts = vec![
+        ("mutants_tried", caught + timeouts + second.missed.len() as u64),
+        ("caught", caught),
+        ("caught_by_a_hang", timeouts),
+        ("that_do_not_build", first.unviable + second.unviable),
+        ("that_nothing_can_notice", known),
+        ("survivors", outcome.failed),
+    ];
+    outcome.facts = vec![("possible_mutants", population.to_string())];
+    Ok(outcome)
+}
+
+/// The crate in a directory of its own, which the tool may change.
+fn copied(scratch: &Path) -> Result<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let to = scratch.join("source");
+    std::fs::create_dir_all(&to).map_err(|error| error.to_string())?;
+    let names = ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "benches", "examples", "fuzz"];
+    let words: Vec<String> = ["--exclude=target".to_owned(), "-cf".into(), "-".into(), "-C".into()].into();
+    let mut pack = Command::new("tar");
+    pack.args(words).arg(root).args(names).stdout(std::process::Stdio::piped());
+    let mut packed = pack.spawn().map_err(|error| format!("tar: {error}"))?;
+    let out = packed.stdout.take().ok_or("tar tells nothing")?;
+    let unpacked = Command::new("tar").arg("-xf").arg("-").arg("-C").arg(&to).stdin(out).status();
+    let packed = packed.wait().map_err(|error| error.to_string())?;
+    match unpacked {
+        Ok(status) if status.success() && packed.success() => Ok(to),
+        _ => Err("the source cannot be copied with tar".into()),
+    }
+}
+
+struct Mutant {
+    name: String,
+    file: String,
+    /// The source from the changed place to the end of the line.
+    source: String,
+}
+
+impl Mutant {
+    fn known(&self) -> Option<&'static str> {
+        let is = |known: &&Known| {
+            self.file == known.file && self.name.ends_with(known.name) && self.source.starts_with(known.source)
+        };
+        KNOWN.iter().find(is).map(|known| known.why)
+    }
+}
+
+fn mutants(source: &Path) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(source).args(["mutants", "--colors", "never"]);
+    for room in ROOMS {
+        command.args(["-f", room]);
+    }
+    for planted in PLANTED {
+        command.args(["-E", planted]);
+    }
+    command
+}
+
+fn listed(source: &Path) -> Result<Vec<Mutant>, String> {
+    let output = mutants(source).args(["--list", "--json"]).output().map_err(|error| error.to_string())?;
+    let list: Value = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    let mut all = Vec::new();
+    for entry in list.as_array().into_iter().flatten() {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+        let start = |key: &str| Some(entry.get("span")?.get("start")?.get(key)?.as_u64()? as usize - 1);
+        let (Some(name), Some(file), Some(line), Some(column)) =
+            (text("name"), text("file"), start("line"), start("column"))
+        else {
+            return Err("the list of mutants is not as expected".into());
+        };
+        let code = std::fs::read_to_string(source.join(&file)).map_err(|error| error.to_string())?;
+        let source = code.lines().nth(line).and_then(|line| line.get(column..)).unwrap_or_default().to_owned();
+        all.push(Mutant { name, file, source });
+    }
+    Ok(all)
+}
+
+#[derive(Default)]
+struct Tried {
+    caught: u64,
+    missed: Vec<String>,
+    timeouts: u64,
+    unviable: u64,
+}
+
+/// Tries the mutants of these names against the tests that `tests` leaves or names.
+fn tried(source: &Path, out: &Path, names: &[&str], tests: &[&str]) -> Result<Tried, String> {
+    std::fs::create_dir_all(out).map_err(|error| error.to_string())?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut command = mutants(source);
+    command
+        .env("CARGO_TARGET_DIR", root.join("target/mutants"))
+        // Building is what takes the time, and the tests spend theirs in the crates that stay optimised.
+        .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_TEST_DEBUG", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env("CARGO_INCREMENTAL", "0")
+        .env("PROPTEST_CASES", "40")
+        .args(["--in-place", "--baseline", "skip", "--timeout", "240", "-o"])
+        .arg(out)
+        .args(["-C=--locked", "-C=--lib", "-C=--test", "-C=it"])
+        .arg("-C=--config=profile.test.package.\"*\".opt-level=2");
+    for name in names {
+        command.arg("-F").arg(format!("^{}$", escaped(name)));
+    }
+    command.args(["--", "--"]).args(tests);
+    let output = command.output().map_err(|error| error.to_string())?;
+    let text = std::fs::read_to_string(out.join("mutants.out/outcomes.json")).map_err(|_| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        format!("cargo-mutants: {}", said.lines().last().unwrap_or("says nothing"))
+    })?;
+    let all: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let mut tried = Tried::default();
+    for one in all.get("outcomes").and_then(Value::as_array).into_iter().flatten() {
+        let name = one.pointer("/scenario/Mutant/name").and_then(Value::as_str).unwrap_or_default();
+        match one.get("summary").and_then(Value::as_str) {
+            Some("CaughtMutant") => tried.caught += 1,
+            Some("MissedMutant") => tried.missed.push(name.to_owned()),
+            Some("Timeout") => tried.timeouts += 1,
+            _ => tried.unviable += 1,
+        }
+    }
+    Ok(tried)
+}
+
+/// A name as a regular expression.
+fn escaped(name: &str) -> String {
+    name.chars()
+        .flat_map(|c| (!c.is_alphanumeric() && !c.is_whitespace()).then_some('\\').into_iter().chain([c]))
+        .collect()
+}
