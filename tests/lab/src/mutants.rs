@@ -213,6 +213,10 @@ fn tried(source: &Path, out: &Path, names: &[&str], tests: &[&str]) -> Result<Tr
     let mut tried = Tried::default();
     for one in all.get("outcomes").and_then(Value::as_array).into_iter().flatten() {
         let name = one.pointer("/scenario/Mutant/name").and_then(Value::as_str).unwrap_or_default();
+        if !names.contains(&name) {
+            // Deleted fields are tried whatever was asked for.
+            continue;
+        }
         match one.get("summary").and_then(Value::as_str) {
             Some("CaughtMutant") => tried.caught += 1,
             Some("MissedMutant") => tried.missed.push(name.to_owned()),
@@ -226,6 +230,7 @@ fn tried(source: &Path, out: &Path, names: &[&str], tests: &[&str]) -> Result<Tr
 /// A name as a regular expression.
 fn escaped(name: &str) -> String {
     name.chars()
-        .flat_map(|c| (!c.is_alphanumeric() && !c.is_whitespace()).then_some('\\').into_iter().chain([c]))
+        // Escaped, the two that are left out would mean the beginning and the end of a word.
+        .flat_map(|c| (c.is_ascii_punctuation() && !"<>".contains(c)).then_some('\\').into_iter().chain([c]))
         .collect()
 }
