@@ -54,7 +54,12 @@ impl Core {
                 _ => {}
             }
             let rules = self.rules();
-            let ahead = ticket.map_or(0, |ticket| reader.line.ahead(ticket));
+            // Who comes without a ticket leaves all that is promised: else a consumer could be given what another one, called
+            // before it, has left for its turn, after something younger.
+            let ahead = match ticket {
+                Some(ticket) => reader.line.ahead(ticket),
+                None => usize::try_from(reader.line.promised()).unwrap_or(usize::MAX),
+            };
             let taken = match reader.take_after(&self.journal, rules, ahead) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {

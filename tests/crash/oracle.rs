@@ -110,6 +110,8 @@ impl Ledger {
                     (entry.id, entry.starts) = (seen.id, seen.attempts - 1);
                     (entry.close_asked, entry.close_ok) = (false, false);
                     (entry.clear_asked, entry.clear_ok) = (false, false);
+                    // It did not move, whatever was answered before.
+                    entry.moved_to = None;
                     let highest = self.ids.entry(entry.queue).or_default();
                     *highest = (*highest).max(seen.id);
                 }

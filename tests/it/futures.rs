@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kestrel_core::{Durability, PutOptions, QueueOptions};
 
-use crate::common::{text, until, world, world_with};
+use crate::common::{put_all, text, until, world, world_with};
 
 #[derive(Default)]
 struct Count(AtomicUsize);
@@ -251,4 +251,25 @@ fn f39_a_waker_that_panics_ends_neither_the_chores_nor_the_wakes_of_others() {
     assert_eq!(q.get().expect("there").data(), b"c");
     q.append("d").expect("room");
     assert!(q.get_timeout(Duration::from_secs(9)).expect("open").is_some(), "nobody syncs any more");
+}
+
+#[test]
+fn s01_k09_who_comes_without_waiting_leaves_what_is_promised_to_others() {
+    let w = world();
+    let q = w.queue("q");
+    let mut first = Box::pin(q.open_async());
+    let mut second = Box::pin(q.open_async());
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending());
+    put_all(&q, &["1", "2", "3", "4"]);
+    let Poll::Ready(Ok(two)) = second.as_mut().poll(&mut cx) else { panic!("it was promised one") };
+    // The same consumer comes again: were it given what the first one has not fetched yet, it would see 2 before 1.
+    assert_eq!(one_more(&q), "3");
+    let Poll::Ready(Ok(one)) = first.as_mut().poll(&mut cx) else { panic!("it was promised one") };
+    assert_eq!((one.data(), two.data()), (&b"1"[..], &b"2"[..]));
+    assert_eq!(one_more(&q), "4");
+}
+
+fn one_more(queue: &kestrel_core::Queue) -> String {
+    text(queue.try_get().expect("undamaged").expect("one more").data())
 }
