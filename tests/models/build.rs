@@ -131,6 +131,12 @@ const BUGS: &[Bug] = &[
         "None if !PLANTED && !reader.has_unpromised() => return",
     ),
     Bug(
+        "newcomers overtake",
+        "queue/take.rs",
+        "None => usize::try_from(reader.line.promised()).unwrap_or(usize::MAX),",
+        "None if PLANTED => 0,\n                None => usize::try_from(reader.line.promised()).unwrap_or(usize::MAX),",
+    ),
+    Bug(
         "joins without a look",
         "queue/take.rs",
         "let ticket = reader.line.join();\n        reader.promise(&mut wakes);",
@@ -218,12 +224,6 @@ const BUGS: &[Bug] = &[
         "journal/mod.rs",
         "let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len);",
         "let given = self.context.pool.give(&dir.join(file_name(number, entry.named && !PLANTED)), len);",
-    ),
-    Bug(
-        "freed without a second look",
-        "journal/mod.rs",
-        "if table.get(&number).is_some_and(Entry::is_held) {",
-        "if !PLANTED && table.get(&number).is_some_and(Entry::is_held) {",
     ),
     Bug(
         "freed twice",

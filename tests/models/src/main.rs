@@ -103,7 +103,6 @@ const CAUGHT: &[Caught] = &{
         Caught("promise kept in the grave", a_place_in_two_lines, "deadlock"),
         Caught("sync ring is lost", an_append_is_published, "deadlock"),
         Caught("freed by its old name", a_freed_segment_is_gone, "left behind"),
-        Caught("freed without a second look", a_freed_segment_is_gone, "after it was given away"),
         Caught("freed twice", a_segment_is_freed_once, "nothing fails"),
         Caught("cleared by half", a_cleared_segment_is_gone, "still there"),
         Caught("settled without a sync", the_end_takes_the_last_put_along, "not settled"),
