@@ -444,7 +444,7 @@ impl QueueSet {
             Some(core) => {
                 core.shut(false);
                 // What moves here has been told `Closed`, or is stored and about to be marked.
-                while core.pay().is_none() {
+                while core.pay().below != u64::MAX {
                     thread::park_timeout(Duration::from_millis(1));
                 }
                 core.journal.disarm();
@@ -1032,7 +1032,7 @@ impl Inner {
         }
         self.shared.upkeep.stop();
         // A move that has put its item is about to mark the old one; one that has not is told `Closed`.
-        while self.shared.moves.any_running() {
+        while !self.shared.moves.close() {
             thread::park_timeout(Duration::from_millis(1));
         }
         let mut result = Ok(());

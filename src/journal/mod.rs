@@ -180,6 +180,12 @@ impl Entry {
             }
     }
 
+    /// No item of it has this id or a higher one.
+    fn ids_end(&self) -> u64 {
+        let count = self.open.as_ref().map_or(self.extent.count, |segment| segment.count());
+        self.header.first_id.saturating_add(count.into())
+    }
+
     /// Somebody beside the table uses it.
     fn is_held(&self) -> bool {
         self.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1)
@@ -1080,6 +1086,11 @@ impl Journal {
     pub(crate) fn spent(&self) -> BTreeSet<u64> {
         let table = self.table.lock();
         table.iter().filter(|(_, entry)| entry.is_spent()).map(|(number, _)| *number).collect()
+    }
+
+    /// Whether a segment holds no item from the id `id` on.
+    pub(crate) fn ends_before(&self, number: u64, id: u64) -> bool {
+        self.table.lock().get(&number).is_none_or(|entry| entry.ids_end() <= id)
     }
 
     /// Frees those segments of `listed` whose items are all done, wherever they lie. Returns whether one had to be left

@@ -41,13 +41,15 @@ struct State {
     end: u64,
     allocated: u64,
     routes: HashMap<(String, String), Known>,
+    /// The set was closed: the file may be somebody else's by now.
+    closed: bool,
 }
 
 #[derive(Debug)]
 struct Known {
     floor: u64,
-    /// Moves on their way.
-    running: u32,
+    /// Moves on their way: the lowest id that each may get.
+    running: Vec<u64>,
 }
 
 /// A move on its way.
@@ -55,12 +57,15 @@ struct Known {
 pub(crate) struct Running<'a> {
     moves: &'a Moves,
     pair: (String, String),
+    next_id: u64,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if let Some(known) = self.moves.state.lock().routes.get_mut(&self.pair) {
-            known.running -= 1;
+        if let Some(known) = self.moves.state.lock().routes.get_mut(&self.pair)
+            && let Some(index) = known.running.iter().position(|next_id| *next_id == self.next_id)
+        {
+            known.running.swap_remove(index);
         }
     }
 }
@@ -103,7 +108,7 @@ impl Moves {
         self.disk.rename(&tmp, &self.path())?;
         self.disk.sync_dir(&self.dir)?;
         for route in routes {
-            state.routes.insert((route.from, route.into), Known { floor: route.floor, running: 0 });
+            state.routes.insert((route.from, route.into), Known { floor: route.floor, running: Vec::new() });
         }
         (state.file, state.end, state.allocated) = (Some(file), end, allocated);
         Ok(())
@@ -115,7 +120,7 @@ impl Moves {
         match self.disk.unlink(&self.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             // If a power cut brings it back, it is looked through in vain.
-            _ => *state = State::default(),
+            _ => *state = State { closed: state.closed, ..State::default() },
         }
         Ok(())
     }
@@ -144,43 +149,44 @@ impl Moves {
     }
 
     /// Notes durably, if it is not noted yet, that items of `from` move into `into`, whose next id is `next_id`. `settle`
-    /// makes the marks of all that moved earlier durable; it is asked for when the note is renewed.
+    /// makes the marks of all that moved earlier durable; it is asked for when the note is renewed. `None`: the set is closed.
     pub(crate) fn begin(
         &self,
         from: &str,
         into: &str,
         next_id: u64,
         settle: impl FnOnce() -> bool,
-    ) -> io::Result<Running<'_>> {
-        let mut state = self.state.lock();
+    ) -> io::Result<Option<Running<'_>>> {
         let pair = (from.to_owned(), into.to_owned());
-        let old = match state.routes.get_mut(&pair) {
-            Some(known) => {
-                let worn = next_id.saturating_sub(known.floor) > STRETCH && known.running == 0;
-                if !worn || !settle() {
-                    known.running += 1;
-                    return Ok(Running { moves: self, pair });
-                }
-                true
-            }
-            None => false,
-        };
-        let route = Route { from: pair.0.clone(), into: pair.1.clone(), floor: next_id };
-        if !planted::is(Bug::MoveWithoutRoute) {
-            match (self.note(&mut state, &route), old) {
-                (Ok(()), _) => {}
-                // The old note serves as well.
-                (Err(_), true) => {
-                    if let Some(known) = state.routes.get_mut(&pair) {
-                        known.running += 1;
-                    }
-                    return Ok(Running { moves: self, pair });
-                }
-                (Err(error), false) => return Err(error),
-            }
+        let is_worn = self
+            .state
+            .lock()
+            .routes
+            .get(&pair)
+            .is_some_and(|known| next_id.saturating_sub(known.floor) > STRETCH && known.running.is_empty());
+        // Without the lock: a sync wakes tasks, and what a waker does may be a move. One that begins meanwhile gets ids from
+        // `next_id` on.
+        let renew = is_worn && settle();
+        let mut state = self.state.lock();
+        if state.closed {
+            return Ok(None);
         }
-        state.routes.insert(pair.clone(), Known { floor: next_id, running: 1 });
-        Ok(Running { moves: self, pair })
+        let old = state.routes.get(&pair).map(|known| known.floor);
+        let route = Route { from: pair.0.clone(), into: pair.1.clone(), floor: next_id };
+        let floor = match old {
+            Some(old) if !renew => old,
+            _ if planted::is(Bug::MoveWithoutRoute) => next_id,
+            _ => match (self.note(&mut state, &route), old) {
+                (Ok(()), _) => next_id,
+                // The old note serves as well.
+                (Err(_), Some(old)) => old,
+                (Err(error), None) => return Err(error),
+            },
+        };
+        let known = state.routes.entry(pair.clone()).or_insert(Known { floor, running: Vec::new() });
+        known.floor = floor;
+        known.running.push(next_id);
+        Ok(Some(Running { moves: self, pair, next_id }))
     }
 
     fn note(&self, state: &mut State, route: &Route) -> io::Result<()> {
@@ -203,15 +209,17 @@ impl Moves {
         Ok(())
     }
 
-    /// Whether any move is on its way.
-    pub(crate) fn any_running(&self) -> bool {
-        self.state.lock().routes.values().any(|known| known.running > 0)
+    /// Lets no move begin any more. `false`: one is still on its way.
+    pub(crate) fn close(&self) -> bool {
+        let mut state = self.state.lock();
+        state.closed = state.routes.values().all(|known| known.running.is_empty());
+        state.closed
     }
 
-    /// Whether a move between the two is on its way.
-    pub(crate) fn is_running(&self, from: &str, into: &str) -> bool {
+    /// The lowest id that the moves between the two may get that are on their way.
+    pub(crate) fn first_running(&self, from: &str, into: &str) -> Option<u64> {
         let pair = (from.to_owned(), into.to_owned());
-        self.state.lock().routes.get(&pair).is_some_and(|known| known.running > 0)
+        self.state.lock().routes.get(&pair)?.running.iter().min().copied()
     }
 }
 

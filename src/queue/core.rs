@@ -384,12 +384,14 @@ impl Core {
         if spent.is_empty() {
             return Ok(false);
         }
-        let Some(unpaid) = self.pay() else {
-            return Ok(true);
-        };
-        spent.retain(|number| *number > unpaid);
+        let paid = self.pay();
+        spent.retain(|number| *number > paid.above);
+        let listed = spent.len();
+        // Not the others: a move may be waiting for the room that they give.
+        spent.retain(|number| self.journal.ends_before(*number, paid.below));
+        let waits = spent.len() < listed;
         self.archive(&mut spent);
-        self.journal.free_spent(&spent)
+        Ok(self.journal.free_spent(&spent)? | waits)
     }
 
     /// What there is to do by time. `None`: nothing more, until somebody rings again.

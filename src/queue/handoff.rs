@@ -105,10 +105,15 @@ impl Core {
             if durable {
                 options = options.durability(Durability::Sync);
             }
-            into.owe(self);
-            let settle = || self.marks_durable();
+            // A mark that could not be stored is found by the old note alone; and no promise is too weak to be kept here: what
+            // the note no longer covers comes twice after a power cut.
+            let settle = || !self.shared.unmarked.load(Ordering::Acquire) && self.sync_round().is_ok();
             let begun = self.shared.moves.begin(&self.name, &into.name, into.journal.appended() + 1, settle);
-            Some(begun.map_err(|source| MoveFault::Io { queue: self.name.clone(), source: Arc::new(source) })?)
+            let begun = begun.map_err(|source| MoveFault::Io { queue: self.name.clone(), source: Arc::new(source) })?;
+            // Only now that the move counts as running: who pays before that takes the debt for paid, and the mark is still to
+            // come.
+            into.owe(self);
+            Some(begun.ok_or(MoveFault::Closed)?)
         } else {
             None
         };
@@ -273,26 +278,35 @@ impl Core {
         }
     }
 
-    /// Makes the marks durable that items here vouch for, so that segments above the number returned may be freed; those up to
-    /// it vouch for marks of a queue whose sync has failed, and wait for the next open. `None`: a move is still on its way.
-    pub(crate) fn pay(&self) -> Option<u64> {
+    /// Makes the marks durable that items here vouch for, and says which segments may be freed by that.
+    pub(crate) fn pay(&self) -> Paid {
         if planted::is(Bug::FreeUnpaid) {
-            return Some(0);
+            return Paid { above: 0, below: u64::MAX };
         }
         let owed = std::mem::take(&mut *self.debts.lock());
-        let mut paid = true;
+        let mut below = u64::MAX;
         for debt in owed {
             let Some(from) = debt.upgrade() else {
                 continue;
             };
-            if self.shared.moves.is_running(&from.name, &self.name) {
+            if let Some(first) = self.shared.moves.first_running(&from.name, &self.name) {
                 self.owe(&from);
-                paid = false;
-            } else if !from.marks_durable() {
+                below = below.min(first);
+            }
+            if !from.marks_durable() {
                 // Nothing moves from it any more.
                 self.keep_all();
             }
         }
-        paid.then(|| self.unpaid.load(Ordering::Acquire))
+        Paid { above: self.unpaid.load(Ordering::Acquire), below }
     }
+}
+
+/// What of a journal vouches for no mark that a power cut could still undo.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Paid {
+    /// Segments up to this number vouch for marks of a queue whose sync has failed, and wait for the next open.
+    pub(crate) above: u64,
+    /// Ids from this one on may be of moves that are still on their way.
+    pub(crate) below: u64,
 }

@@ -8,6 +8,7 @@ mod everywhere;
 mod exact;
 mod faults;
 mod flips;
+mod handoffs;
 mod model;
 mod oracle;
 mod planted;

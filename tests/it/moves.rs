@@ -2,13 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use kestrel_core::{
-    CloseError, Durability, Error, Limit, MoveFault, OptionsError, PutError, PutOptions, QueueOptions, QueueSet,
+    CloseError, Durability, Error, Limit, MoveFault, OptionsError, PutError, PutOptions, Queue, QueueOptions, QueueSet,
+    WhenFull,
 };
 
-use crate::common::{copy_of, drain as texts, until};
+use crate::common::{copy_dir, copy_of, drain as texts, until};
 
 fn os() -> QueueOptions {
     QueueOptions::default().durability(Durability::Os).segment_bytes(1 << 16)
@@ -377,4 +381,22 @@ fn every_segment_is_shown_to_the_archive_before_it_goes() {
     let mut sizes: Vec<_> = first.iter().chain(&rest).filter(|k| k.0 == "q").map(|k| (k.2, k.3)).collect();
     sizes.dedup();
     assert!(sizes.len() >= 3 && sizes.iter().all(|(id, len)| *len as u64 == 20_000 + id - 1), "{sizes:?}");
+}
+
+/// Nothing is freed that a move on its way could still need; a move into a full set is on its way itself, so it dropped all
+/// items of the queue, one by one, and was then refused.
+#[test]
+fn a_move_that_makes_room_by_dropping_drops_no_more_than_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::builder().defaults(os()).max_disk_bytes(5 << 16).pool_bytes(0).open(dir.path()).unwrap();
+    let from = set.queue("from").unwrap();
+    let into = set.queue_with("into", os().when_full(WhenFull::DropOldest)).unwrap();
+    from.put("x").unwrap();
+    // Three to a segment, four segments.
+    for _ in 0..12 {
+        into.put(vec![1; 18_000]).unwrap();
+    }
+    assert_eq!(into.len(), 12);
+    from.open().unwrap().close_into(&into, vec![2; 18_000]).unwrap();
+    assert_eq!((into.len(), into.stats().discarded), (10, 3));
 }
