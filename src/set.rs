@@ -686,34 +686,46 @@ impl Inner {
             return self.shared.moves.forget();
         }
         self.shared.settling.store(true, Ordering::Release);
-        let (mut kept, mut settled) = (Vec::new(), Vec::new());
+        let mut kept = Vec::new();
         // The newest note of a pair counts.
         let newest: BTreeMap<(&str, &str), u64> =
             routes.iter().map(|route| ((route.from.as_str(), route.into.as_str()), route.floor)).collect();
         for ((from, into), floor) in newest {
             match self.settle_route(from, into, floor) {
-                Ok(touched) => settled.extend(touched),
+                Ok(()) => {}
                 Err(_) => kept.push(Route { from: from.to_owned(), into: into.to_owned(), floor }),
+            }
+        }
+        for route in &kept {
+            // The next open needs the note, and what it leads to.
+            self.shared.unmarked.store(true, Ordering::Release);
+            if let Ok(Some(into)) = self.load(&route.into, Want::Existing) {
+                into.keep_all();
             }
         }
         let done = self.shared.moves.keep(kept);
         self.shared.settling.store(false, Ordering::Release);
-        for core in settled {
+        for core in self.loaded() {
             core.ring_free();
         }
         done
     }
 
-    fn settle_route(&self, from: &str, into: &str, floor: u64) -> Result<Vec<Arc<Core>>, Error> {
+    fn settle_route(&self, from: &str, into: &str, floor: u64) -> Result<(), Error> {
         let (Some(from), Some(into)) = (self.load(from, Want::Existing)?, self.load(into, Want::Existing)?) else {
             // Whoever deletes a queue first makes the marks durable that it vouches for.
-            return Ok(Vec::new());
+            return Ok(());
         };
         let io = |source| Error::Io { path: self.dir.join("moves"), source };
         let moved = into.successors_of(from.journal.queue_id(), floor).map_err(io)?;
+        if !moved.is_empty() {
+            // A process that died may have left the new ones in the page cache only: they must not be less durable than the
+            // marks of the old ones.
+            into.sync_round()?;
+        }
         from.forget_moved(&moved).map_err(io)?;
         from.sync_round()?;
-        Ok(vec![from, into])
+        Ok(())
     }
 
     fn check_open(&self) -> Result<(), Error> {

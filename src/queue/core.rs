@@ -377,7 +377,8 @@ impl Core {
 
     fn free_round(&self) -> std::io::Result<bool> {
         if self.shared.settling.load(Ordering::Acquire) {
-            return Ok(true);
+            // Rung for again when that is over.
+            return Ok(false);
         }
         // First listed, then paid for: what is listed holds no item whose move begins only now.
         let mut spent = self.journal.spent();
@@ -398,6 +399,10 @@ impl Core {
     pub(crate) fn tend(&self) -> Option<u64> {
         if self.is_forked() || self.reader.lock().closed {
             return None;
+        }
+        if self.shared.settling.load(Ordering::Acquire) {
+            // A sweep would read items into memory that are about to be found elsewhere.
+            return Some(self.tend_after_ms());
         }
         // From now on whoever changes something rings again.
         self.tending.store(false, Ordering::Release);

@@ -137,7 +137,7 @@ impl Core {
     }
 
     /// The segments that are there now are not freed before the next open.
-    fn keep_all(&self) {
+    pub(crate) fn keep_all(&self) {
         self.unpaid.fetch_max(self.journal.newest(), Ordering::AcqRel);
     }
 

@@ -21,6 +21,38 @@ fn items(queue: &Queue) -> Vec<Vec<u8>> {
     std::iter::from_fn(|| queue.try_get().expect("undamaged").map(|item| item.data().to_vec())).collect()
 }
 
+/// A process dies between the append to `b` and the sync that the move waits for. The next one finds the new item in the page
+/// cache and marks the old one, durably: a power cut then took both.
+#[test]
+fn a_move_that_a_kill_interrupted_survives_a_power_cut_after_the_next_open() {
+    let mut found_new = false;
+    for step in 0..100 {
+        let disk = SimDisk::new(3);
+        let (set, a, b) = open(&disk);
+        b.put(b"first").expect("room");
+        a.put(b"old").expect("room");
+        let item = a.open().expect("there");
+        disk.crash_at(disk.steps() + step, When::Before);
+        let moved = item.close_into(&b, b"new");
+        if !disk.has_crashed() {
+            assert!(moved.is_ok() && found_new, "the crash came at every step of the move");
+            return;
+        }
+        std::mem::forget((set, moved));
+        let disk = disk.kill();
+        let (set, a, b) = open(&disk);
+        let is_new = b.len() == 2;
+        found_new |= is_new;
+        assert_eq!(a.len() + b.len(), 2, "step {step}");
+        let cut = disk.power_cut(Fate::None);
+        drop(set);
+        let (_set, a, b) = open(&cut);
+        let left: Vec<Vec<u8>> = items(&a).into_iter().chain(items(&b)).filter(|data| data != b"first").collect();
+        assert!(left == [b"new"] || left == [b"old"], "step {step}: {left:?}, found new {is_new}");
+    }
+    panic!("a move has fewer steps");
+}
+
 /// The note of where items move is renewed as ids rise; what moved below it must be marked durably by then, also where nobody
 /// promised to sync.
 #[test]
@@ -40,6 +72,42 @@ fn a_renewed_note_leaves_nothing_behind_that_could_come_twice() {
     let set = super::oracle::open(&disk, Durability::Os).expect("opens");
     let (a, b) = (set.queue("a").expect("opens"), set.queue("b").expect("opens"));
     assert_eq!((a.len(), b.len()), (0, 70_002));
+}
+
+/// A queue that does not open leaves its moves unsettled. What tells of them must outlive a close in good order, and the
+/// freeing of what the other queue has done with.
+#[test]
+fn what_could_not_be_settled_is_settled_by_a_later_open() {
+    let disk = SimDisk::new(6);
+    let set = super::oracle::open(&disk, Durability::Sync).expect("opens");
+    let (a, b) = (set.queue("a").expect("opens"), set.queue("b").expect("opens"));
+    for data in ["damaged", "old", "other"] {
+        a.put(data).expect("room");
+    }
+    let _held = a.open().expect("there");
+    a.open().expect("there").close_into(&b, vec![7; 50_000]).expect("moves");
+    let disk = disk.power_cut(Fate::None);
+    let is_of_a = |path: &&std::path::PathBuf| path.to_string_lossy().contains("/a/") && !path.ends_with("meta");
+    let path = disk.list_files().iter().find(is_of_a).expect("a segment").clone();
+    let mut bytes = disk.read_file(&path).expect("there");
+    bytes[FRAMES_AT as usize + 4] ^= 0x40;
+    disk.write_file(&path, &bytes);
+    for _ in 0..2 {
+        let set = super::oracle::open(&disk, Durability::Sync).expect("opens");
+        assert!(set.queue("a").is_err(), "damaged");
+        let b = set.queue("b").expect("opens");
+        while b.try_get().expect("undamaged").is_some() {}
+        // The first segment is spent.
+        b.put(vec![8; 50_000]).expect("room");
+        set.run_upkeep();
+        drop(b);
+        set.close().expect("closes");
+    }
+    let builder = QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options(Durability::Sync));
+    let set = builder.on_damage(OnDamage::Salvage).open(DIR).expect("opens");
+    assert_eq!(items(&set.queue("a").expect("salvaged")), [b"other"]);
+    drop(set);
+    assert!(!disk.list_files().iter().any(|path| path.ends_with("moves")), "settled");
 }
 
 /// Who has passed all checks before the set was closed, and notes his move only then.

@@ -383,6 +383,36 @@ fn every_segment_is_shown_to_the_archive_before_it_goes() {
     assert!(sizes.len() >= 3 && sizes.iter().all(|(id, len)| *len as u64 == 20_000 + id - 1), "{sizes:?}");
 }
 
+/// The mark of a move is lost, as by a power cut, and the open takes long: the upkeep thread looked after the first queue
+/// meanwhile, read its items into memory, and gave out what was found to have moved.
+#[test]
+fn upkeep_waits_until_interrupted_moves_are_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = os().durability(Durability::Every(MS));
+    let set = QueueSet::builder().defaults(options.clone()).open(dir.path()).unwrap();
+    let (a, b) = (set.queue("a").unwrap(), set.queue("b").unwrap());
+    a.put_batch(["old", "other"]).unwrap();
+    let item = a.open().unwrap();
+    let before = copy_of(dir.path());
+    item.close_into(&b, "new").unwrap();
+    let after = copy_of(dir.path());
+    std::fs::remove_dir_all(after.path().join("queues/a")).unwrap();
+    copy_dir(&before.path().join("queues/a"), &after.path().join("queues/a")).unwrap();
+    let set = QueueSet::builder()
+        .defaults(options)
+        .on_recovery(|at| {
+            if at.queue == "b" {
+                std::thread::sleep(100 * MS);
+            }
+            true
+        })
+        .open(after.path())
+        .unwrap();
+    let (a, b) = (set.queue("a").unwrap(), set.queue("b").unwrap());
+    assert_eq!((a.len(), b.len()), (1, 1));
+    assert_eq!((texts(&a), texts(&b)), (vec!["other".to_owned()], vec!["new".to_owned()]));
+}
+
 /// Nothing is freed that a move on its way could still need; a move into a full set is on its way itself, so it dropped all
 /// items of the queue, one by one, and was then refused.
 #[test]
