@@ -457,6 +457,7 @@ impl QueueSet {
         if has_files {
             self.inner.remove_files(name, loaded.as_deref())?;
         }
+        self.inner.shared.moves.leave(name);
         *slot.core.lock() = None;
         self.inner.registry.lock().remove(name);
         self.inner.deletes.fetch_add(1, Ordering::Relaxed);

@@ -103,15 +103,30 @@ impl Moves {
             return self.forget();
         }
         let mut state = self.state.lock();
-        let tmp = self.dir.join("moves.tmp");
-        let (file, end, allocated) = self.write_new(&tmp, &routes)?;
-        self.disk.rename(&tmp, &self.path())?;
-        self.disk.sync_dir(&self.dir)?;
+        self.replace(&mut state, &routes)?;
         for route in routes {
             state.routes.insert((route.from, route.into), Known { floor: route.floor, running: Vec::new() });
         }
-        (state.file, state.end, state.allocated) = (Some(file), end, allocated);
         Ok(())
+    }
+
+    fn replace(&self, state: &mut State, routes: &[Route]) -> io::Result<()> {
+        let tmp = self.dir.join("moves.tmp");
+        let (file, end, allocated) = self.write_new(&tmp, routes)?;
+        self.disk.rename(&tmp, &self.path())?;
+        // Full, as long as its name is not durable: the next note makes it anew.
+        (state.file, state.end, state.allocated) = (Some(file), end, end);
+        self.disk.sync_dir(&self.dir)?;
+        state.allocated = allocated;
+        Ok(())
+    }
+
+    /// A queue was deleted: no item of it is left, and what had moved there needs no note any more.
+    pub(crate) fn leave(&self, name: &str) {
+        self.state
+            .lock()
+            .routes
+            .retain(|(from, into), known| (from != name && into != name) || !known.running.is_empty());
     }
 
     /// Everything is settled: nothing is left to look for.
@@ -133,7 +148,8 @@ impl Moves {
         }
         let file = self.disk.create(path)?;
         let end = bytes.len() as u64;
-        let allocated = end.next_multiple_of(STRETCH);
+        // Room for as many again.
+        let allocated = (2 * end).next_multiple_of(STRETCH);
         let written = (|| {
             file.allocate(allocated)?;
             file.write_at(0, &bytes)?;
@@ -189,19 +205,23 @@ impl Moves {
         Ok(Some(Running { moves: self, pair, next_id }))
     }
 
-    fn note(&self, state: &mut State, route: &Route) -> io::Result<()> {
-        let bytes = moved::encode_route(route, self.seed);
+    fn note(&self, state: &mut State, newest: &Route) -> io::Result<()> {
+        let bytes = moved::encode_route(newest, self.seed);
         let end = state.end + bytes.len() as u64;
         let Some(file) = &state.file else {
-            let (file, end, allocated) = self.write_new(&self.path(), std::slice::from_ref(route))?;
+            let (file, end, allocated) = self.write_new(&self.path(), std::slice::from_ref(newest))?;
             self.disk.sync_dir(&self.dir)?;
             (state.file, state.end, state.allocated) = (Some(file), end, allocated);
             return Ok(());
         };
         if end > state.allocated {
-            let allocated = end.next_multiple_of(STRETCH);
-            file.allocate(allocated)?;
-            state.allocated = allocated;
+            // Not longer and longer: what is renewed or of a queue that was deleted is left out.
+            let known = state.routes.iter().map(|((from, into), known)| (from, into, known.floor));
+            let route =
+                |(from, into, floor): (&String, &String, u64)| Route { from: from.clone(), into: into.clone(), floor };
+            let mut routes: Vec<Route> = known.map(route).collect();
+            routes.push(newest.clone());
+            return self.replace(state, &routes);
         }
         file.write_at(state.end, &bytes)?;
         file.sync_data()?;

@@ -110,6 +110,28 @@ fn what_could_not_be_settled_is_settled_by_a_later_open() {
     assert!(!disk.list_files().iter().any(|path| path.ends_with("moves")), "settled");
 }
 
+/// Queues that come and go, each with its own move: the file of routes grew by all of them.
+#[test]
+fn routes_of_deleted_queues_are_not_kept_for_ever() {
+    let disk = SimDisk::new(7);
+    let set = super::oracle::open(&disk, Durability::Os).expect("opens");
+    let b = set.queue("b").expect("opens");
+    for n in 0..700 {
+        let name = format!("{n:0200}");
+        let a = set.queue(&name).expect("opens");
+        a.put(b"x").expect("room");
+        a.open().expect("there").close_into(&b, b"y").expect("moves");
+        set.delete(&name).expect("goes");
+    }
+    let a = set.queue("a").expect("opens");
+    a.put(b"x").expect("room");
+    a.open().expect("there").close_into(&b, b"last").expect("moves");
+    assert_eq!(disk.read_file(&Path::new(DIR).join("moves")).expect("there").len(), 1 << 16);
+    // And what is there still tells of the last.
+    let set = super::oracle::open(&disk.kill(), Durability::Os).expect("opens");
+    assert_eq!((set.queue("a").expect("opens").len(), set.queue("b").expect("opens").len()), (0, 701));
+}
+
 /// Who has passed all checks before the set was closed, and notes his move only then.
 #[test]
 fn nothing_is_noted_after_the_close() {
