@@ -116,3 +116,51 @@ fn f37_a_queue_of_more_segments_than_descriptors_opens() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
 }
+
+/// Runs in a child that may have 64 descriptors.
+#[test]
+fn moved_entry() {
+    let Ok(dir) = std::env::var(MOVED) else {
+        return;
+    };
+    let set = QueueSet::open(dir).expect("opens");
+    assert_eq!((set.queue("from").expect("opens").len(), set.queue("into").expect("opens").len()), (199, 1));
+}
+
+const MOVED: &str = "KESTREL_LIMITS_MOVED";
+
+/// The journal is looked through for what moved: each segment stayed open, until there were too many, and the old item came
+/// beside the new one.
+#[cfg(unix)]
+#[test]
+fn f37_a_move_is_settled_in_a_queue_of_more_segments_than_descriptors() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = QueueOptions::default().durability(Durability::Os).segment_bytes(64 << 10);
+    let set = QueueSet::builder().defaults(options).open(dir.path()).expect("opens");
+    let (from, into) = (set.queue("from").expect("opens"), set.queue("into").expect("opens"));
+    for _ in 0..200 {
+        from.put(vec![7; 18_000]).expect("room");
+    }
+    let copy = tempfile::tempdir().expect("a directory");
+    let copied = |what: &str| {
+        let status = Command::new("cp").arg("-a").arg(dir.path().join(what)).arg(copy.path()).status().expect("runs");
+        assert!(status.success());
+    };
+    let item = from.open().expect("there");
+    copied(".");
+    item.close_into(&into, "new").expect("moves");
+    // As a power cut that takes the mark would have left it.
+    copied("moves");
+    std::fs::remove_dir_all(copy.path().join("queues/into")).expect("there");
+    let into = dir.path().join("queues/into");
+    let status = Command::new("cp").arg("-a").arg(into).arg(copy.path().join("queues")).status().expect("runs");
+    assert!(status.success());
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 64 && exec \"$0\" --exact moved_entry --nocapture --test-threads 1"])
+        .arg(std::env::current_exe().expect("this binary"))
+        .env(MOVED, copy.path())
+        .output()
+        .expect("a child");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+}

@@ -850,27 +850,33 @@ impl Journal {
 
     /// Shows the frame of every item from the id `first` on that is still there, done ones too: segment, id, offset, frame.
     /// What is damaged is passed over.
-    pub(crate) fn walk(&self, first: u64, mut show: impl FnMut(&Arc<Segment>, u64, u32, &Frame)) -> io::Result<()> {
-        let numbers: Vec<u64> = self.table.lock().keys().copied().collect();
+    pub(crate) fn walk(
+        &self,
+        first: u64,
+        mut show: impl FnMut(&Segment, u64, u32, &Frame) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let numbers: Vec<u64> = {
+            let table = self.table.lock();
+            table.iter().filter(|(_, entry)| entry.ids_end() > first).map(|(number, _)| *number).collect()
+        };
         for number in numbers {
-            let Some(segment) = self.segment(number)? else { continue };
-            if segment.first_id.saturating_add(segment.count().into()) <= first {
-                continue;
-            }
-            let (mut offset, end) = (FRAMES_AT, segment.end());
-            while offset < end {
-                let Some(frame) = segment.frame_at(offset, end)? else {
-                    offset += frame::ALIGN;
-                    continue;
-                };
-                if frame.kind.is_item() {
-                    let id = frame.id.unwrap_or(segment.first_id + u64::from(frame.ordinal));
-                    if id >= first {
-                        show(&segment, id, offset, &frame);
+            self.with_segment(number, |segment| {
+                let (mut offset, end) = (FRAMES_AT, segment.end());
+                while offset < end {
+                    let Some(frame) = segment.frame_at(offset, end)? else {
+                        offset += frame::ALIGN;
+                        continue;
+                    };
+                    if frame.kind.is_item() {
+                        let id = frame.id.unwrap_or(segment.first_id + u64::from(frame.ordinal));
+                        if id >= first {
+                            show(segment, id, offset, &frame)?;
+                        }
                     }
+                    offset += frame.total_len();
                 }
-                offset += frame.total_len();
-            }
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -890,9 +896,9 @@ impl Journal {
         }
     }
 
-    /// Opens a segment for what `sync` does to it, and closes it again if it was not open: there may be more of them than
+    /// Opens a segment for what `with` does to it, and closes it again if it was not open: there may be more of them than
     /// descriptors. `None`: it is gone.
-    fn with_segment<T>(&self, number: u64, sync: impl FnOnce(&Segment) -> io::Result<T>) -> io::Result<Option<T>> {
+    fn with_segment<T>(&self, number: u64, with: impl FnOnce(&Segment) -> io::Result<T>) -> io::Result<Option<T>> {
         let (segment, was_open) = {
             let mut table = self.table.lock();
             let Some(entry) = table.get_mut(&number) else {
@@ -901,7 +907,7 @@ impl Journal {
             let was_open = entry.open.is_some();
             (self.open_entry(entry)?, was_open)
         };
-        let done = sync(&segment)?;
+        let done = with(&segment)?;
         drop(segment);
         if !was_open && let Some(entry) = self.table.lock().get_mut(&number) {
             entry.rest();

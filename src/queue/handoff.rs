@@ -1,7 +1,7 @@
 //! The story of a move: an open item is closed and another takes its place, in the same or another queue, once also across a
 //! crash. What a crash in between means is [`crate::journal::moves`]'s.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -225,6 +225,7 @@ impl Core {
             {
                 moved.insert(id);
             }
+            Ok(())
         })?;
         Ok(moved)
     }
@@ -234,18 +235,13 @@ impl Core {
         let Some(&lowest) = ids.first() else {
             return Ok(());
         };
-        let mut waiting = BTreeMap::new();
-        self.journal.walk(lowest, |segment, id, offset, frame| {
-            if ids.contains(&id) {
-                waiting.insert(id, (Arc::clone(segment), offset, *frame));
-            }
-        })?;
-        let mut reader = self.reader.lock();
+        let cleared = self.journal.cleared();
         let mut marked = 0u64;
-        for (id, (segment, offset, frame)) in waiting {
-            if id <= self.journal.cleared() || segment.lane(frame.ordinal)? == Some(Lane::Done) {
-                continue;
+        self.journal.walk(lowest, |segment, id, offset, frame| {
+            if !ids.contains(&id) || id <= cleared || segment.lane(frame.ordinal)? == Some(Lane::Done) {
+                return Ok(());
             }
+            let mut reader = self.reader.lock();
             reader.spent |= segment.mark_done(frame.ordinal)?;
             reader.forget(&Place {
                 id,
@@ -260,7 +256,8 @@ impl Core {
                 expiry_ms: NEVER_MS,
             });
             marked += 1;
-        }
+            Ok(())
+        })?;
         let mut report = self.report.lock();
         report.items -= marked;
         report.held.retain(|held| !ids.contains(&held.0));
