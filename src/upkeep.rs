@@ -200,9 +200,13 @@ impl Rounds {
             let Some(Reverse(due)) = self.due.pop() else {
                 return;
             };
-            let again = due.queue.upgrade().and_then(|core| if due.leases { core.end_leases() } else { core.tend() });
-            if let Some(after_ms) = again {
-                self.later(due.queue, after_ms, due.leases);
+            let Some(core) = due.queue.upgrade() else {
+                continue;
+            };
+            if due.leases {
+                core.end_leases();
+            } else if let Some(after_ms) = core.tend() {
+                self.later(due.queue, after_ms, false);
             }
         }
     }

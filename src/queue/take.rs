@@ -382,12 +382,12 @@ impl Core {
         !reader.closed && self.begin_lease(&mut reader, id, serial, lease_ms)
     }
 
-    /// Gives back what was held too long; says when to look again.
-    pub(crate) fn end_leases(&self) -> Option<u64> {
+    /// Gives back what was held too long, and asks for the next timer.
+    pub(crate) fn end_leases(&self) {
         let mut wakes = Wakes::default();
         let mut reader = self.reader.lock();
         if self.is_forked() || reader.closed {
-            return None;
+            return;
         }
         let now_ms = self.shared.disk.mono_exact_ms();
         while let Some(held) = reader.release_overdue(now_ms) {
@@ -395,12 +395,14 @@ impl Core {
             reader.counts.leases_ended += 1;
             self.give_back(&mut reader, held, &mut wakes);
         }
-        let next = reader.leases.next_timer();
+        if let Some(due_ms) = reader.leases.next_timer(now_ms) {
+            self.shared.upkeep.ring(Chore::EndLeases(self.me.clone(), due_ms - now_ms));
+        }
         let finds = reader.finds();
         drop(reader);
-        wakes.wake();
         self.ring_for(finds);
-        next.map(|due_ms| due_ms.saturating_sub(now_ms))
+        // At last: a waker may panic, and nobody else asks for the timer.
+        wakes.wake();
     }
 
     pub(crate) fn peek(&self) -> Result<Option<Item>, GetError> {

@@ -6,17 +6,11 @@ use std::collections::BTreeSet;
 pub(crate) const ENDLESS: u64 = u64::MAX;
 
 /// The open items whose lease ends some time: due ms by the monotonic clock, id.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Leases {
     due: BTreeSet<(u64, u64)>,
-    /// When the earliest timer rings that was asked for.
-    timer_ms: u64,
-}
-
-impl Default for Leases {
-    fn default() -> Self {
-        Leases { due: BTreeSet::new(), timer_ms: ENDLESS }
-    }
+    /// When the timers ring that were asked for and have not rung: each is earlier than all that were there before it.
+    timers: BTreeSet<u64>,
 }
 
 impl Leases {
@@ -26,11 +20,11 @@ impl Leases {
             return false;
         }
         self.due.insert((due_ms, id));
-        let earlier = due_ms < self.timer_ms;
-        if earlier {
-            self.timer_ms = due_ms;
-        }
-        earlier
+        self.asks(due_ms)
+    }
+
+    fn asks(&mut self, due_ms: u64) -> bool {
+        self.timers.first().is_none_or(|timer_ms| due_ms < *timer_ms) && self.timers.insert(due_ms)
     }
 
     pub(crate) fn end(&mut self, due_ms: u64, id: u64) {
@@ -44,14 +38,40 @@ impl Leases {
         self.due.first().filter(|(due_ms, _)| *due_ms <= now_ms).map(|(_, id)| *id)
     }
 
-    /// The timer rang: when the next one must.
-    pub(crate) fn next_timer(&mut self) -> Option<u64> {
+    /// A timer rang: when the next one must, unless one will that was asked for before.
+    pub(crate) fn next_timer(&mut self, now_ms: u64) -> Option<u64> {
+        self.timers = self.timers.split_off(&now_ms.saturating_add(1));
         let next = self.due.first().map(|(due_ms, _)| *due_ms);
-        self.timer_ms = next.unwrap_or(ENDLESS);
-        next
+        next.filter(|due_ms| self.asks(*due_ms))
     }
 
     pub(crate) fn clear(&mut self) {
         self.due.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each short lease beside a long one left a timer behind, and all of them rang whenever one did.
+    #[test]
+    fn a_timer_that_waits_is_not_asked_for_again() {
+        let mut leases = Leases::default();
+        assert!(leases.begin(1_000, 0));
+        for now_ms in (0..900).step_by(10) {
+            assert!(leases.begin(now_ms + 5, 1));
+            leases.end(now_ms + 5, 1);
+            assert_eq!(leases.next_timer(now_ms + 5), None, "the long one's timer waits");
+        }
+        assert!(leases.begin(950, 2) && !leases.begin(960, 3) && leases.timers.len() == 2);
+        leases.end(950, 2);
+        assert_eq!(leases.next_timer(950), Some(960));
+        assert_eq!((leases.overdue(959), leases.overdue(960)), (None, Some(3)));
+        leases.end(960, 3);
+        assert_eq!((leases.next_timer(960), leases.timers.len()), (None, 1));
+        leases.end(1_000, 0);
+        assert_eq!((leases.next_timer(1_000), leases.timers.len()), (None, 0));
+        assert!(leases.begin(2_000, 4));
     }
 }
