@@ -17,6 +17,7 @@ use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
 use crate::queue::put::{New, Room};
 use crate::reader::leases::ENDLESS;
+use crate::reader::waiters::Wakes;
 use crate::sync::Ordering;
 
 /// What a move puts in the place of an item.
@@ -194,11 +195,23 @@ impl Core {
         };
         for (id, serial) in doomed {
             let held = {
-                let reader = self.reader.lock();
+                let mut wakes = Wakes::default();
+                let mut reader = self.reader.lock();
+                let most = reader.max_attempts;
                 let held = reader.open.get(&id).filter(|held| held.serial == serial);
-                held.and_then(|held| Some((Arc::clone(held.segment.as_ref()?), held.place)))
+                let held = held.and_then(|held| Some((held.starts, Arc::clone(held.segment.as_ref()?), held.place)));
+                let held = held.filter(|(starts, ..)| *starts >= most);
+                if held.is_none()
+                    && let Some(spared) = reader.release(id, serial)
+                {
+                    // Cleared meanwhile, or new options let it be tried again.
+                    self.give_back(&mut reader, spared, &mut wakes);
+                }
+                drop(reader);
+                wakes.wake();
+                held
             };
-            let Some((segment, place)) = held else {
+            let Some((_, segment, place)) = held else {
                 continue;
             };
             let buried = match self.journal.read(&segment, &place) {

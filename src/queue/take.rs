@@ -75,6 +75,7 @@ impl Core {
                     return Ok(if ticket.is_some() { Took::NotYet } else { Took::Nothing });
                 }
                 Err(error) => {
+                    let finds = reader.finds();
                     let mut wakes = Wakes::default();
                     if let Some(ticket) = ticket {
                         reader.line.leave(ticket);
@@ -82,6 +83,7 @@ impl Core {
                     }
                     drop(reader);
                     wakes.wake();
+                    self.ring_for(finds);
                     return Err(self.take_error(error));
                 }
             };
@@ -153,8 +155,8 @@ impl Core {
         let place = taken.place;
         let mut wakes = Wakes::default();
         let mut reader = self.reader.lock();
-        if mode == Mode::Open {
-            reader.release(place.id, serial);
+        let is_held = mode == Mode::Get || reader.release(place.id, serial).is_some();
+        if mode == Mode::Open && is_held {
             let _ = taken.segment.mark(
                 place.ordinal,
                 match before {
@@ -164,8 +166,11 @@ impl Core {
             );
         }
         reader.counts.get_hits -= 1;
-        reader.return_waiting(place);
-        reader.promise(&mut wakes);
+        // Else its lease ended while it was read, which has given it back.
+        if is_held {
+            reader.return_waiting(place);
+            reader.promise(&mut wakes);
+        }
         drop(reader);
         // Not woken: whoever came next would meet the same item and the same error, round and round.
         drop(wakes);
@@ -414,12 +419,10 @@ impl Core {
             return Err(GetError::Closed);
         }
         let rules = self.rules();
-        let taken = if reader.paused {
-            None
-        } else {
-            reader.peek(&self.journal, rules).map_err(|error| self.take_error(error))?
-        };
-        let Some(taken) = taken else {
+        let taken = if reader.paused { Ok(None) } else { reader.peek(&self.journal, rules) };
+        let finds = reader.finds();
+        self.ring_for(finds);
+        let Some(taken) = taken.map_err(|error| self.take_error(error))? else {
             reader.counts.get_misses += 1;
             return Ok(None);
         };

@@ -430,3 +430,69 @@ fn a_move_that_makes_room_by_dropping_drops_no_more_than_it_needs() {
     from.open().unwrap().close_into(&into, vec![2; 18_000]).unwrap();
     assert_eq!((into.len(), into.stats().discarded), (10, 3));
 }
+
+/// The items of a doomed queue are cleared while their dead letters' queue is being opened, and it turns out to be full.
+#[test]
+fn a_clear_beside_a_burial_leaves_nothing_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    set.queue_with("dead", os().max_items(1)).unwrap().put("full").unwrap();
+    set.close().unwrap();
+    let cleared: Arc<OnceLock<Queue>> = Arc::default();
+    let queue = Arc::clone(&cleared);
+    let set = QueueSet::builder()
+        .on_recovery(move |at| {
+            if let Some(queue) = queue.get()
+                && at.queue == "dead"
+            {
+                queue.clear().unwrap();
+            }
+            true
+        })
+        .open(dir.path())
+        .unwrap();
+    let q = set.queue_with("q", os().max_attempts(1).dead_letters("dead")).unwrap();
+    q.put("x").unwrap();
+    let item = q.open().unwrap();
+    cleared.set(q.clone()).unwrap();
+    item.abort();
+    until("the clear takes it along", || q.stats().total_flushes == 1 && q.stats().open_items == 0);
+    assert_eq!((q.len(), set.queue("dead").unwrap().len()), (0, 1));
+}
+
+#[test]
+fn items_that_no_limit_dooms_any_more_wait_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    set.queue_with("dead", os().max_items(1)).unwrap().put("full").unwrap();
+    let doomed = os().max_attempts(1).dead_letters("dead");
+    let q = set.queue_with("q", doomed.clone()).unwrap();
+    for free in [os(), doomed.clone().max_attempts(9)] {
+        q.set_options(doomed.clone()).unwrap();
+        q.put("x").unwrap();
+        q.open().unwrap().abort();
+        assert!(q.open_timeout(20 * MS).unwrap().is_none());
+        q.set_options(free).unwrap();
+        let item = q.open_timeout(LONG).unwrap().expect("it may be tried again");
+        assert_eq!((item.data(), item.attempts()), (&b"x"[..], 2));
+        item.close().unwrap();
+        assert_eq!((q.len(), q.stats().open_items), (0, 0));
+    }
+}
+
+#[test]
+fn a_peek_that_meets_a_dead_letter_has_it_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().max_attempts(1).dead_letters("dead")).unwrap();
+    q.put("x").unwrap();
+    let _held = q.open().unwrap();
+    let copy = copy_of(dir.path());
+    let set = QueueSet::open(copy.path()).unwrap();
+    let q = set.queue("q").unwrap();
+    // Upkeep has looked after it twice, and has nothing more to do.
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert!(q.peek().unwrap().is_none());
+    let letter = set.queue("dead").unwrap().get_timeout(LONG).unwrap().expect("moved");
+    assert_eq!(letter.data(), b"x");
+}
