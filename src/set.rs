@@ -195,7 +195,7 @@ impl QueueSetBuilder {
     /// items, to a place of their own.
     ///
     /// Called by the background thread, by a put that makes room, or by [`QueueSet::close`], without any lock held that the
-    /// callback could need. While it answers an error, or panics, the segment stays and is shown again after a second. A
+    /// callback could need; it must not close the set. While it answers an error, or panics, the segment stays and is shown again after a second. A
     /// segment may be shown again after a crash; none is skipped, except those of a queue that is deleted.
     ///
     /// ```

@@ -12,6 +12,7 @@ use crate::item::Item;
 use crate::journal::segment::{FRAMES_AT, Segment};
 use crate::queue::core::Core;
 use crate::queue::take::item_of;
+use crate::sync::Ordering;
 
 /// The callback of [`QueueSetBuilder::archive`](crate::QueueSetBuilder::archive).
 pub(crate) type Archive = Arc<dyn Fn(&RetiredSegment<'_>) -> io::Result<()> + Send + Sync>;
@@ -142,6 +143,19 @@ impl Core {
             }
             kept
         });
+    }
+
+    /// Whether any of those segments must stay for longer than somebody reads in it: for an archive that does not take it yet,
+    /// or until the next open.
+    pub(super) fn keeps(&self, listed: &BTreeSet<u64>) -> bool {
+        let left: BTreeSet<u64> = self.journal.spent().intersection(listed).copied().collect();
+        let unpaid = self.unpaid.load(Ordering::Acquire);
+        let is_shown = |number: &u64| match (&self.shared.archive, self.archived.try_lock()) {
+            (None, _) => true,
+            (_, Some(archived)) => archived.contains(number),
+            (_, None) => false,
+        };
+        left.iter().any(|number| *number <= unpaid || !is_shown(number))
     }
 
     fn show_retired(&self, archive: &Archive, number: u64) -> bool {

@@ -176,7 +176,12 @@ impl Core {
             finds.spent
         };
         if spent {
+            let listed = self.journal.spent();
             self.free_spent();
+            if self.keeps(&listed) {
+                // To drop more would give no room either.
+                return false;
+            }
         }
         spent || dropped
     }

@@ -496,3 +496,17 @@ fn a_peek_that_meets_a_dead_letter_has_it_moved() {
     let letter = set.queue("dead").unwrap().get_timeout(LONG).unwrap().expect("moved");
     assert_eq!(letter.data(), b"x");
 }
+
+/// What an archive does not take gives no room, however much is dropped for it.
+#[test]
+fn an_archive_that_fails_costs_one_segment_not_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::builder().defaults(os()).max_disk_bytes(4 << 16).pool_bytes(0);
+    let set = set.archive(|_| Err(std::io::ErrorKind::Other.into())).open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().when_full(WhenFull::DropOldest)).unwrap();
+    for _ in 0..12 {
+        q.put(vec![1; 18_000]).unwrap();
+    }
+    assert!(matches!(q.put(vec![2; 18_000]), Err(PutError::Full { limit: Limit::Disk, .. })));
+    assert_eq!((q.len(), q.stats().discarded), (9, 3));
+}
