@@ -867,6 +867,7 @@ impl Inner {
             salvage: self.shared.salvage,
             cache_promised: options.durability == Durability::Os,
             segment_bytes: options.segment_bytes,
+            keep_cleared: self.shared.archive.is_some() || self.shared.settling.load(Ordering::Acquire),
             id_floor,
             progress: &progress,
         };

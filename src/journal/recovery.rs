@@ -37,6 +37,8 @@ pub(crate) struct Wishes<'a> {
     /// The queue's puts are answered from the page cache.
     pub(crate) cache_promised: bool,
     pub(crate) segment_bytes: u32,
+    /// What was cleared is not removed unseen: somebody asks what moved there, or archives it.
+    pub(crate) keep_cleared: bool,
     /// No id up to this one is given out again.
     pub(crate) id_floor: u64,
     /// Told after each segment: done, total. `false` cancels.
@@ -130,11 +132,14 @@ pub(crate) struct Recovery<'a> {
     clear_id: u64,
     /// What says that files are gone is durable, so that they may be removed.
     may_remove: bool,
+    /// Segments older than a clear.
+    cleared: Vec<Found>,
 }
 
 impl<'a> Recovery<'a> {
     pub(crate) fn new(context: &'a Context, wishes: Wishes<'a>) -> Self {
-        Recovery { context, wishes, report: RecoveryReport::default(), clear_id: 0, may_remove: false }
+        let report = RecoveryReport::default();
+        Recovery { context, wishes, report, clear_id: 0, may_remove: false, cleared: Vec::new() }
     }
 
     /// A journal without files.
@@ -278,6 +283,27 @@ impl<'a> Recovery<'a> {
                 },
             );
         }
+        for segment in std::mem::take(&mut self.cleared) {
+            let extent = segment.extent.unwrap_or_default();
+            self.context.pool.add_disk_bytes(u64::from(segment.header.segment_bytes));
+            outcome.recovered.entries.insert(
+                segment.header.number,
+                Entry {
+                    lost: Vec::new(),
+                    open: None,
+                    named: segment.named,
+                    extent,
+                    done: extent.count,
+                    last_ms: segment.last_ms,
+                    sealed: true,
+                    unproven_from: None,
+                    cleared: true,
+                    marks_unsynced: false,
+                    marks_unproven: false,
+                    header: segment.header,
+                },
+            );
+        }
         self.report.clean = clean;
         self.report.items = outcome.items;
         outcome.report = self.report;
@@ -358,6 +384,13 @@ impl<'a> Recovery<'a> {
             let path = dir.join(name);
             if newer.is_some_and(|newer| number < newer) && (number > superseded_above || all_cleared) {
                 if kind == EntryKind::File && !self.context.read_only {
+                    if number <= superseded_above
+                        && let Some(segment) = self.look_cleared(&path, named, number, meta)
+                    {
+                        superseded_above = segment.header.previous.map_or(0, |previous| previous.number);
+                        self.cleared.push(segment);
+                        continue;
+                    }
                     self.before_removal(dir, meta)?;
                     meta.update(|meta| {
                         meta.add_freed(number);
@@ -509,6 +542,22 @@ impl<'a> Recovery<'a> {
             in_flight: Vec::new(),
             header,
         }))
+    }
+
+    /// A cleared segment, as far as it can be read: no sync has waited for it since the clear.
+    fn look_cleared(&mut self, path: &Path, named: bool, number: u64, meta: &mut MetaFile) -> Option<Found> {
+        if !self.wishes.keep_cleared {
+            return None;
+        }
+        let salvage = std::mem::take(&mut self.wishes.salvage);
+        let looked = self.look(path.to_owned(), number, named, meta, false);
+        self.wishes.salvage = salvage;
+        let mut segment = looked.ok().flatten()?;
+        let limit = segment.seal.map_or(segment.reach, |seal| seal.extent.end.min(segment.header.segment_bytes));
+        let scan = self.scan(&segment, limit, false).ok()?;
+        segment.last_ms = segment.last_ms.max(scan.last_ms);
+        segment.extent = Some(scan.extent);
+        Some(segment)
     }
 
     /// Salvage: a segment that cannot be read at all. Its items are lost; the file is set aside.

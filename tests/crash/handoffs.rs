@@ -53,6 +53,23 @@ fn a_move_that_a_kill_interrupted_survives_a_power_cut_after_the_next_open() {
     panic!("a move has fewer steps");
 }
 
+/// The clear is durable at once, the mark of what had moved there is not.
+#[test]
+fn what_was_moved_and_cleared_does_not_come_back() {
+    let disk = SimDisk::new(4);
+    let set = super::oracle::open(&disk, Durability::Sync).expect("opens");
+    let (a, b) = (set.queue("a").expect("opens"), set.queue("b").expect("opens"));
+    a.put(b"old").expect("room");
+    a.open().expect("there").close_into(&b, b"new").expect("moves");
+    b.clear().expect("stored");
+    b.put(b"next").expect("room");
+    for (fate, disk) in disk.power_cuts(8, 20, 4) {
+        let set = super::oracle::open(&disk, Durability::Sync).expect("opens");
+        let (a, b) = (set.queue("a").expect("opens"), set.queue("b").expect("opens"));
+        assert_eq!((a.len(), items(&b)), (0, vec![b"next".to_vec()]), "{fate:?}");
+    }
+}
+
 /// The note of where items move is renewed as ids rise; what moved below it must be marked durably by then, also where nobody
 /// promised to sync.
 #[test]

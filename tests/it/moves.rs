@@ -510,3 +510,27 @@ fn an_archive_that_fails_costs_one_segment_not_all() {
     assert!(matches!(q.put(vec![2; 18_000]), Err(PutError::Full { limit: Limit::Disk, .. })));
     assert_eq!((q.len(), q.stats().discarded), (9, 3));
 }
+
+/// After a clear and the death of the process, recovery removed what was cleared without a word.
+#[test]
+fn the_archive_is_shown_what_was_cleared_before_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::builder().archive(|_| Err(std::io::ErrorKind::Other.into())).open(dir.path()).unwrap();
+    let q = set.queue("q").unwrap();
+    q.put("1").unwrap();
+    q.clear().unwrap();
+    q.put("2").unwrap();
+    let copy = copy_of(dir.path());
+    let (tell, told) = std::sync::mpsc::channel();
+    let set = QueueSet::builder()
+        .archive(move |segment| {
+            tell.send(segment.items().map(|item| item.unwrap().data().to_vec()).collect::<Vec<_>>()).unwrap();
+            Ok(())
+        })
+        .open(copy.path())
+        .unwrap();
+    let q = set.queue("q").unwrap();
+    assert_eq!(told.recv_timeout(LONG).unwrap(), [b"1"]);
+    assert_eq!(texts(&q), ["2"]);
+    set.close().unwrap();
+}
