@@ -16,6 +16,7 @@ use crate::options::{Durability, PutOptions};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
 use crate::queue::put::{New, Room};
+use crate::queue::take::item_of;
 use crate::reader::leases::ENDLESS;
 use crate::reader::waiters::Wakes;
 use crate::sync::Ordering;
@@ -215,7 +216,11 @@ impl Core {
                 continue;
             };
             let buried = match self.journal.read(&segment, &place) {
-                Ok(Some(payload)) => self.dead_letter(id, serial, &payload, place.user_flags, "max_attempts").is_ok(),
+                Ok(Some(payload)) => {
+                    // Without the note of its own, if it is a dead letter already.
+                    let item = item_of(&segment, &place, payload, 0);
+                    self.dead_letter(id, serial, item.data(), item.flags(), "max_attempts").is_ok()
+                }
                 _ => false,
             };
             if !buried {

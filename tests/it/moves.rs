@@ -534,3 +534,21 @@ fn the_archive_is_shown_what_was_cleared_before_a_crash() {
     assert_eq!(texts(&q), ["2"]);
     set.close().unwrap();
 }
+
+/// The note of the first move became part of the payload.
+#[test]
+fn a_dead_letter_that_dies_again_keeps_its_payload() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().max_attempts(1).dead_letters("dead")).unwrap();
+    let dead = set.queue_with("dead", os().max_attempts(1).dead_letters("grave")).unwrap();
+    q.put_with("x", &PutOptions::new().flags(3)).unwrap();
+    q.open().unwrap().abort();
+    let item = dead.open_timeout(LONG).unwrap().expect("moved");
+    let id = item.id();
+    item.abort();
+    let letter = set.queue("grave").unwrap().get_timeout(LONG).unwrap().expect("moved on");
+    assert_eq!((letter.data(), letter.flags()), (&b"x"[..], 3));
+    let why = letter.dead_letter().unwrap();
+    assert_eq!((why.queue.as_str(), why.id, why.attempts), ("dead", id, 1));
+}
