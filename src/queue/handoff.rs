@@ -1,7 +1,9 @@
 //! The story of a move: an open item is closed and another takes its place, in the same or another queue, once also across a
 //! crash. What a crash in between means is [`crate::journal::moves`]'s.
 
+use std::any::Any;
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +30,14 @@ pub(crate) struct Successor<'a> {
     pub(crate) note_len: usize,
     pub(crate) starts: u32,
     pub(crate) options: PutOptions,
+}
+
+/// The new item is stored, as durably as it must be.
+struct Put<'a> {
+    id: ItemId,
+    running: Option<Running<'a>>,
+    /// What a waker did, to be passed on at the end.
+    panicked: Option<Box<dyn Any + Send>>,
 }
 
 /// The other queues of the set.
@@ -72,7 +82,7 @@ impl Core {
             self.mark_moved(id, serial, old.as_ref());
         }
         match self.put_successor(id, into, successor, room) {
-            Ok((new_id, running)) => {
+            Ok(Put { id: new_id, running, panicked }) => {
                 if !self.mark_moved(id, serial, old.as_ref()) {
                     // The new item alone tells of it: it must stay to be found.
                     into.keep_all();
@@ -80,6 +90,9 @@ impl Core {
                 }
                 // Only now: what the new item vouches for must be marked before its segment may be freed.
                 drop(running);
+                if let Some(panicked) = panicked {
+                    resume_unwind(panicked);
+                }
                 Ok(new_id)
             }
             Err(fault) => {
@@ -95,7 +108,7 @@ impl Core {
         into: &Core,
         successor: &Successor<'_>,
         room: Room,
-    ) -> Result<(ItemId, Option<Running<'a>>), MoveFault> {
+    ) -> Result<Put<'a>, MoveFault> {
         let mut options = successor.options.clone();
         let running = if self.has_journal() {
             if let Some(source) = self.journal.commit.failure() {
@@ -122,8 +135,18 @@ impl Core {
         let moved =
             Moved { origin: (self.journal.queue_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
         let new = New { payloads: &[successor.payload], moved: Some(moved), note_len: successor.note_len };
-        let put = into.put(new, &options, room, false, &mut Vec::new())?;
-        Ok((put, running))
+        let mut ids = Vec::new();
+        let put = catch_unwind(AssertUnwindSafe(|| into.put(new, &options, room, false, &mut ids)));
+        match (put, ids.first()) {
+            (Ok(put), _) => Ok(Put { id: put?, running, panicked: None }),
+            // A waker panicked, and the new item is there all the same: once it is durable, the old one must not stay.
+            (Err(panicked), Some(&id))
+                if matches!(catch_unwind(AssertUnwindSafe(|| into.sync_round())), Ok(Ok(()))) =>
+            {
+                Ok(Put { id, running, panicked: Some(panicked) })
+            }
+            (Err(panicked), _) => resume_unwind(panicked),
+        }
     }
 
     /// Whether a power cut can no longer undo what is marked now; trivially so where marks are never promised.

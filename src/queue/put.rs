@@ -283,6 +283,10 @@ impl Core {
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let last = if let [payload] = payloads {
             let place = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;
+            if moved.is_some() {
+                // Known from here on, also to who is told of a panic.
+                ids.push(ItemId(place.id));
+            }
             let mut reader = self.reader.lock();
             reader.offer(place, hide, &mut wakes);
             place.id

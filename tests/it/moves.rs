@@ -552,3 +552,30 @@ fn a_dead_letter_that_dies_again_keeps_its_payload() {
     let why = letter.dead_letter().unwrap();
     assert_eq!((why.queue.as_str(), why.id, why.attempts), ("dead", id, 1));
 }
+
+/// A waker that panics.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that fails");
+    }
+}
+
+/// The new item was put, the waker of a task that waited for it panicked, and the old one went back to its queue beside it.
+#[test]
+fn a_waker_that_panics_does_not_undo_a_move() {
+    for durability in [Durability::Sync, Durability::Os] {
+        let dir = tempfile::tempdir().unwrap();
+        let set = QueueSet::builder().defaults(os().durability(durability)).open(dir.path()).unwrap();
+        let (a, b) = (set.queue("a").unwrap(), set.queue("b").unwrap());
+        a.put("old").unwrap();
+        let item = a.open().unwrap();
+        let mut waits = Box::pin(b.open_async());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(Panics)))).is_pending());
+        let moved = std::panic::catch_unwind(AssertUnwindSafe(|| item.close_into(&b, "new")));
+        assert!(moved.is_err(), "the panic is its caller's");
+        drop(waits);
+        assert_eq!((a.len(), a.stats().open_items, texts(&b)), (0, 0, vec!["new".to_owned()]));
+    }
+}
