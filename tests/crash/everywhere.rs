@@ -782,6 +782,8 @@ pub(super) fn two_lives(workload: &Workload, seed: u64, stride: usize, tally: &m
                 let mut run = Run::new(&cut, *setting);
                 run.ledger = first_ledger.clone();
                 run.ledger.settle(&what_is_there(&cut, setting), true);
+                // A queue that this process only opens is as the first one left it.
+                run.ledger.life += 1;
                 let name = run.ledger.queues().into_iter().next().unwrap_or("q");
                 let _ = run.begin().and_then(|()| {
                     run.put(name, 40)?;

@@ -110,8 +110,10 @@ impl Ledger {
                     (entry.id, entry.starts) = (seen.id, seen.attempts - 1);
                     (entry.close_asked, entry.close_ok) = (false, false);
                     (entry.clear_asked, entry.clear_ok) = (false, false);
-                    // It did not move, whatever was answered before.
-                    entry.moved_to = None;
+                    if power {
+                        // The cut has undone its move, if there was one: only a next one is held against it.
+                        entry.moved_to = None;
+                    }
                     let highest = self.ids.entry(entry.queue).or_default();
                     *highest = (*highest).max(seen.id);
                 }
