@@ -211,12 +211,16 @@ impl Core {
     /// Moves what has used up its attempts. What cannot be moved now is tried again when the queue is next looked after.
     pub(crate) fn bury(&self) {
         let doomed = {
-            let mut reader = self.reader.lock();
+            let reader = self.reader.lock();
             if self.is_forked() || reader.closed {
                 return;
             }
-            reader.take_doomed()
+            reader.doomed()
         };
+        if !doomed.is_empty() {
+            // Before anything is tried: a waker may panic in between, and nobody else rings for the rest.
+            self.ring_later();
+        }
         for (id, serial) in doomed {
             let held = {
                 let mut wakes = Wakes::default();
@@ -225,11 +229,12 @@ impl Core {
                 let held = reader.open.get(&id).filter(|held| held.serial == serial);
                 let held = held.and_then(|held| Some((held.starts, Arc::clone(held.segment.as_ref()?), held.place)));
                 let held = held.filter(|(starts, ..)| *starts >= most);
-                if held.is_none()
-                    && let Some(spared) = reader.release(id, serial)
-                {
-                    // Cleared meanwhile, or new options let it be tried again.
-                    self.give_back(&mut reader, spared, &mut wakes);
+                if held.is_none() {
+                    // Cleared or moved meanwhile, or new options let it be tried again.
+                    reader.end_doom(id, serial);
+                    if let Some(spared) = reader.release(id, serial) {
+                        self.give_back(&mut reader, spared, &mut wakes);
+                    }
                 }
                 drop(reader);
                 wakes.wake();
@@ -246,12 +251,9 @@ impl Core {
                 }
                 _ => false,
             };
-            if !buried {
-                self.reader.lock().return_doomed(id, serial);
+            if buried {
+                self.reader.lock().end_doom(id, serial);
             }
-        }
-        if self.reader.lock().has_doomed() {
-            self.ring_later();
         }
     }
 

@@ -791,13 +791,14 @@ impl Reader {
         !self.doomed.is_empty()
     }
 
-    /// The items that wait to be moved to the dead letters; who takes them returns what could not be moved.
-    pub(crate) fn take_doomed(&mut self) -> Vec<(u64, u64)> {
-        std::mem::take(&mut self.doomed)
+    /// The items that wait to be moved to the dead letters.
+    pub(crate) fn doomed(&self) -> Vec<(u64, u64)> {
+        self.doomed.clone()
     }
 
-    pub(crate) fn return_doomed(&mut self, id: u64, serial: u64) {
-        self.doomed.push((id, serial));
+    /// One of them was moved, or waits again.
+    pub(crate) fn end_doom(&mut self, id: u64, serial: u64) {
+        self.doomed.retain(|doomed| *doomed != (id, serial));
     }
 
     /// An item that waits is done, by what another queue's journal says; called before anything was offered or taken.

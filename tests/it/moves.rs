@@ -579,3 +579,23 @@ fn a_waker_that_panics_does_not_undo_a_move() {
         assert_eq!((a.len(), a.stats().open_items, texts(&b)), (0, 0, vec!["new".to_owned()]));
     }
 }
+
+/// The burial of the first item of two ended in the panic, and the second was never buried.
+#[test]
+fn a_waker_that_panics_stops_no_burial() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = QueueSet::builder().defaults(os()).open(dir.path()).unwrap();
+    let q = set.queue_with("q", os().max_attempts(1).dead_letters("dead")).unwrap();
+    let dead = set.queue("dead").unwrap();
+    q.put_batch(["1", "2", "3"]).unwrap();
+    let items = q.open_batch(3, LONG).unwrap();
+    let mut waits = Box::pin(dead.open_async());
+    assert!(waits.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(Panics)))).is_pending());
+    // Together, as when their leases end.
+    dead.set_options(os().max_items(0)).unwrap();
+    drop(items);
+    dead.set_options(os()).unwrap();
+    until("they are moved", || q.stats().open_items == 0);
+    drop(waits);
+    assert_eq!(texts(&dead), ["1", "2", "3"]);
+}
