@@ -22,7 +22,7 @@ pub(crate) struct New<'a> {
     pub(crate) payloads: &'a [&'a [u8]],
     /// What the one item takes the place of.
     pub(crate) moved: Option<Moved>,
-    /// Bytes before the one payload that no limit counts.
+    /// Bytes before the one payload that the limit of its size does not count.
     pub(crate) note_len: usize,
 }
 

@@ -297,7 +297,9 @@ fn k119_of_two_deletes_at_once_one_finds_nothing_and_the_next_queue_of_the_name_
         // Both have found the queue, and wait until it is open.
         let again = || {
             let gone = set.delete("q");
-            set.queue("q").expect("opens").put("new").expect("room");
+            // The other one may be late, and take this queue too, which then says so.
+            let put = set.queue("q").expect("opens").put("new");
+            assert!(matches!(put, Ok(_) | Err(PutError::Closed)), "{put:?}");
             gone
         };
         let both = [scope.spawn(|| set.delete("q")), scope.spawn(again)];
