@@ -145,7 +145,7 @@ pub fn readme(figures: &Figures) -> String {
     let command = "`cargo bench -p versus`";
     if figures.rows.is_empty() {
         return format!(
-            "{command} measures this crate beside other queues and the machine's limits. No run is on record yet.\n"
+            "{command} measures it, on the machine at hand, beside twelve other queues and the machine's limits.\n"
         );
     }
     let machine = &figures.machine;
