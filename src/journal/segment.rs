@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::disk::{File, Map};
 use crate::format::frame::{self, Frame, Salt};
 use crate::format::header::{self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader};
+use crate::ids::{NEVER_MS, Place};
 use crate::journal::lane::{self, Lane};
 use crate::journal::progress::Progress;
 use crate::planted::{self, Bug};
@@ -176,6 +177,23 @@ impl Segment {
         let head = &mut head[..available];
         self.map.copy_out(offset as usize, head)?;
         Ok(frame::decode(head, self.salt, offset, limit))
+    }
+
+    /// Where the item of the frame at `offset` is.
+    #[inline]
+    pub(crate) fn place(&self, offset: u32, frame: &Frame) -> Place {
+        Place {
+            id: frame.id.unwrap_or(self.first_id + u64::from(frame.ordinal)),
+            segment: self.number,
+            offset,
+            ordinal: frame.ordinal,
+            payload_len: frame.payload_len,
+            head_len: frame.head_len(),
+            payload_crc: frame.payload_crc,
+            user_flags: frame.user_flags,
+            put_ms: self.base_ms + u64::from(frame.time_delta),
+            expiry_ms: frame.expiry_ms.unwrap_or(NEVER_MS),
+        }
     }
 
     /// Copies a payload out and checks the copy. `Ok(None)`: it is not what was put.

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::ids::{ItemId, NEVER_MS, Place};
+use crate::ids::ItemId;
 use crate::item::Item;
 use crate::journal::segment::{FRAMES_AT, Segment};
 use crate::queue::core::Core;
@@ -75,18 +75,7 @@ impl RetiredSegment<'_> {
                         return Some(Err(error));
                     }
                 };
-                let place = Place {
-                    id: frame.id.unwrap_or(self.segment.first_id + u64::from(frame.ordinal)),
-                    segment: self.segment.number,
-                    offset,
-                    ordinal: frame.ordinal,
-                    payload_len: frame.payload_len,
-                    head_len: frame.head_len(),
-                    payload_crc: frame.payload_crc,
-                    user_flags: frame.user_flags,
-                    put_ms: self.segment.base_ms + u64::from(frame.time_delta),
-                    expiry_ms: frame.expiry_ms.unwrap_or(NEVER_MS),
-                };
+                let place = self.segment.place(offset, &frame);
                 offset += frame.total_len();
                 if !frame.kind.is_item() {
                     continue;

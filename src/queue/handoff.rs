@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{MoveFault, OpenError};
-use crate::ids::{ItemId, NEVER_MS, Place};
+use crate::ids::{ItemId, Place};
 use crate::journal::Moved;
 use crate::journal::lane::Lane;
 use crate::journal::letters;
@@ -286,18 +286,7 @@ impl Core {
             }
             let mut reader = self.reader.lock();
             reader.spent |= segment.mark_done(frame.ordinal)?;
-            reader.forget(&Place {
-                id,
-                segment: segment.number,
-                offset,
-                ordinal: frame.ordinal,
-                payload_len: frame.payload_len,
-                head_len: frame.head_len(),
-                payload_crc: frame.payload_crc,
-                user_flags: frame.user_flags,
-                put_ms: segment.base_ms,
-                expiry_ms: NEVER_MS,
-            });
+            reader.forget(&segment.place(offset, frame));
             marked += 1;
             Ok(())
         })?;

@@ -541,18 +541,7 @@ impl Reader {
         if !self.has_room(frame.payload_len) {
             return Ok(false);
         }
-        let place = Place {
-            id,
-            segment: at.segment,
-            offset: at.offset,
-            ordinal: at.ordinal,
-            payload_len: frame.payload_len,
-            head_len: frame.head_len(),
-            payload_crc: frame.payload_crc,
-            user_flags: frame.user_flags,
-            put_ms: segment.base_ms + u64::from(frame.time_delta),
-            expiry_ms: frame.expiry_ms.unwrap_or(NEVER_MS),
-        };
+        let place = segment.place(at.offset, &frame);
         if self.is_expired(&place, rules) {
             self.pass_over(journal, &segment, place.ordinal).map_err(io)?;
             self.counts.expired += 1;
