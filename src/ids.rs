@@ -77,6 +77,25 @@ pub(crate) struct Place {
     pub(crate) expiry_ms: u64,
 }
 
+/// Where a reader reads on: behind the last frame that it has passed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursor {
+    pub(crate) segment: u64,
+    pub(crate) offset: u32,
+    pub(crate) ordinal: u32,
+}
+
+impl Cursor {
+    /// Behind everything in the segment `number`.
+    pub(crate) fn behind(number: u64) -> Cursor {
+        Cursor { segment: number, offset: u32::MAX, ordinal: u32::MAX }
+    }
+
+    pub(crate) fn is_behind(&self) -> bool {
+        self.offset == u32::MAX
+    }
+}
+
 /// `expiry_ms` of an item that never expires.
 pub(crate) const NEVER_MS: u64 = u64::MAX;
 

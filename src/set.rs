@@ -556,8 +556,8 @@ impl QueueSet {
         };
         for core in loaded {
             let reader = core.reader.lock();
-            stats.items += reader.items;
-            stats.bytes += reader.bytes;
+            stats.items += reader.items();
+            stats.bytes += reader.bytes();
         }
         stats
     }
@@ -807,13 +807,13 @@ impl Inner {
         };
         let outcome = self.recover(&context, &dir, meta, &options, id_floor)?;
         self.shared.clock.observe(outcome.newest_ms);
-        let last_id = outcome.recovered.next_id - 1;
         let unproven = !outcome.recovered.unsynced.is_empty();
         let has_segments = !outcome.recovered.entries.is_empty();
-        let reader = Reader::new(outcome.first, last_id, outcome.items, outcome.bytes);
         let durability = options.durability;
         let has_journal = options.journal;
         let journal = Journal::new(context, outcome.recovered, options.segment_bytes);
+        let front = Arc::clone(&journal.front);
+        let reader = Reader::new(front, outcome.first, journal.newest(), outcome.items, outcome.bytes);
         let core = Core::new(
             name.to_owned(),
             Arc::clone(&self.shared),

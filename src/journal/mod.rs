@@ -1,6 +1,6 @@
 //! A queue's journal: a row of segments, appended to at one end, freed wherever everything is done.
 //!
-//! The contract upward: [`Journal::append`] stores items and gives their [`Place`]s, in the order of ids, under the tail lock;
+//! The contract upward: [`Journal::append`] stores items, in the order of ids, under the tail lock;
 //! [`Journal::read`] gives a payload back or says that it is damaged; a segment all of whose items are done is freed by
 //! [`Journal::free_spent`]; [`Journal::sync`] makes everything so far durable. What a queue's files mean after a crash is
 //! [`recovery`]'s.
@@ -9,6 +9,7 @@
 //! and everything before it. So a `.seg` is proof, and a damaged header of one is damage, never an interrupted creation.
 
 pub(crate) mod commit;
+pub(crate) mod front;
 pub(crate) mod lane;
 pub(crate) mod letters;
 pub(crate) mod moves;
@@ -31,6 +32,7 @@ use crate::ids::{NEVER_MS, Place};
 use crate::planted::{self, Bug};
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 use commit::Commit;
+use front::{Front, Intake};
 use pool::{NoSpare, Pool, Spare};
 use segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment};
 
@@ -97,6 +99,7 @@ pub(crate) struct Moved {
 #[derive(Debug)]
 pub(crate) struct Journal {
     pub(crate) context: Context,
+    pub(crate) front: Arc<Front>,
     /// Lock 2. Everything that a put changes. No I/O under it but stores into the map and, at a roll, a rename.
     pub(crate) tail: Mutex<Tail>,
     pub(crate) commit: Commit,
@@ -106,9 +109,7 @@ pub(crate) struct Journal {
     meta: Mutex<MetaFile>,
     /// Held while files of spent segments are given away; `true` once the queue was deleted. Comes before the table's.
     giving: Mutex<bool>,
-    /// The last id appended; written under the tail lock.
-    appended: AtomicU64,
-    /// Frame bytes appended and made durable, for the gauge.
+    /// Frame bytes appended, written under the tail lock, and made durable: for the gauge.
     appended_bytes: AtomicU64,
     durable_bytes: AtomicU64,
 }
@@ -126,6 +127,7 @@ pub(crate) struct Tail {
     reach: u32,
     payload_bytes: u64,
     last_ms: u64,
+    intake: Intake,
     pub(crate) next_id: u64,
     next_number: u64,
     /// Length of the next segment.
@@ -312,6 +314,7 @@ impl Journal {
         let durable = if recovered.unsynced.is_empty() { last_id } else { 0 };
         let journal = Journal {
             context,
+            front: Arc::new(Front::new(last_id)),
             tail: Mutex::new(Tail {
                 segment: None,
                 end: 0,
@@ -320,6 +323,7 @@ impl Journal {
                 reach: 0,
                 payload_bytes: 0,
                 last_ms: 0,
+                intake: Intake::default(),
                 next_id: recovered.next_id,
                 next_number: recovered.next_number,
                 next_len: recovered.next_len.clamp(LEN_MIN, segment_bytes.max(LEN_MIN)),
@@ -337,7 +341,6 @@ impl Journal {
             table: Mutex::new(recovered.entries),
             meta: Mutex::new(recovered.meta),
             giving: Mutex::new(false),
-            appended: AtomicU64::new(last_id),
             appended_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
         };
@@ -369,7 +372,7 @@ impl Journal {
 
     /// The last id given out.
     pub(crate) fn appended(&self) -> u64 {
-        self.appended.load(Ordering::Acquire)
+        self.front.appended()
     }
 
     pub(crate) fn set_segment_bytes(&self, tail: &mut Tail, segment_bytes: u32) {
@@ -377,41 +380,35 @@ impl Journal {
         tail.next_len = tail.next_len.min(segment_bytes);
     }
 
-    /// Appends one item. On success it is in the page cache and the tail has moved past it.
+    /// Appends one item. On success it is in the page cache and the tail has moved past it. Returns its id.
     #[inline]
-    pub(crate) fn append(&self, tail: &mut Tail, item: NewItem<'_>, put_ms: u64) -> Result<Place, AppendError> {
+    pub(crate) fn append(&self, tail: &mut Tail, item: NewItem<'_>, put_ms: u64) -> Result<u64, AppendError> {
         let mut write = self.make_room(tail, 1, frame_bytes(&item), put_ms)?;
-        let place = match self.write_item(&mut write, item, Kind::Item, put_ms) {
-            Ok(place) => place,
-            Err(error) => return Err(self.abandon(tail, error)),
-        };
+        let segment = tail.segment.as_deref().ok_or(AppendError::Exhausted)?;
+        if let Err(error) = write_item(segment, &mut write, item, Kind::Item, put_ms) {
+            return Err(self.abandon(tail, error));
+        }
         self.advance(tail, write);
-        Ok(place)
+        Ok(write.next_id - 1)
     }
 
-    /// Appends all items or, after a crash at any point, none.
-    pub(crate) fn append_batch(
-        &self,
-        tail: &mut Tail,
-        items: &[NewItem<'_>],
-        put_ms: u64,
-    ) -> Result<Vec<Place>, AppendError> {
+    /// Appends all items or, after a crash at any point, none. Returns the last one's id.
+    pub(crate) fn append_batch(&self, tail: &mut Tail, items: &[NewItem<'_>], put_ms: u64) -> Result<u64, AppendError> {
         let bytes = items.iter().map(frame_bytes).sum();
         let mut write = self.make_room(tail, items.len() as u64, bytes, put_ms)?;
-        let mut places = Vec::with_capacity(items.len());
+        let segment = tail.segment.as_deref().ok_or(AppendError::Exhausted)?;
         for (i, item) in items.iter().enumerate() {
             let kind = match (items.len(), i + 1 == items.len()) {
                 (1, _) => Kind::Item,
                 (_, true) => Kind::BatchEnd,
                 (_, false) => Kind::BatchPart,
             };
-            match self.write_item(&mut write, *item, kind, put_ms) {
-                Ok(place) => places.push(place),
-                Err(error) => return Err(self.abandon(tail, error)),
+            if let Err(error) = write_item(segment, &mut write, *item, kind, put_ms) {
+                return Err(self.abandon(tail, error));
             }
         }
         self.advance(tail, write);
-        Ok(places)
+        Ok(write.next_id - 1)
     }
 
     /// A store failed, so what stands behind the tail is not known: parts of a batch may, which frames of another length would
@@ -448,7 +445,7 @@ impl Journal {
         if !fits(tail) {
             self.roll(tail, items, bytes, put_ms)?;
         }
-        let segment = Arc::clone(tail.segment.as_ref().ok_or(AppendError::Exhausted)?);
+        let segment = tail.segment.as_deref().ok_or(AppendError::Exhausted)?;
         let reach = u64::from(tail.end) + bytes;
         let checked = segment.check_whole(put_ms).and_then(|()| {
             if reach > u64::from(tail.reach) {
@@ -463,85 +460,35 @@ impl Journal {
             false => AppendError::Io { segment: segment.number, error },
         })?;
         Ok(Write {
-            segment,
             end: tail.end,
             ordinal: tail.ordinal,
             next_id: tail.next_id,
             payload_bytes: tail.payload_bytes,
             last_ms: tail.last_ms,
+            intake: tail.intake,
         })
-    }
-
-    #[inline]
-    fn write_item(&self, write: &mut Write, item: NewItem<'_>, kind: Kind, put_ms: u64) -> Result<Place, AppendError> {
-        let segment = &write.segment;
-        let time_delta = u32::try_from(put_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX);
-        let frame = Frame {
-            kind,
-            payload_len: item.payload.len() as u32,
-            payload_crc: frame::payload_crc(segment.salt, item.payload),
-            ordinal: write.ordinal,
-            time_delta,
-            synced_to: match planted::is(Bug::EagerMark) {
-                true => write.end,
-                false => segment.synced_to.load(Ordering::Acquire).min(write.end),
-            },
-            id: None,
-            expiry_ms: (item.expiry_ms != NEVER_MS).then_some(item.expiry_ms),
-            user_flags: item.user_flags,
-            starts_before: item.moved.map_or(0, |moved| moved.starts),
-            origin: item.moved.map(|moved| moved.origin),
-            noted: item.moved.is_some_and(|moved| moved.noted),
-        };
-        let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
-        let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
-        let stored = (|| {
-            if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
-                segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
-            }
-            segment.write_frame(write.end, &head[..head_len], item.payload)
-        })();
-        stored.map_err(|error| match crate::disk::is_no_space(&error) {
-            true => AppendError::NoSpace(error),
-            false => AppendError::Io { segment: segment.number, error },
-        })?;
-        let place = Place {
-            id: write.next_id,
-            segment: segment.number,
-            offset: write.end,
-            ordinal: write.ordinal,
-            payload_len: frame.payload_len,
-            head_len: head_len as u32,
-            payload_crc: frame.payload_crc,
-            user_flags: item.user_flags,
-            put_ms: segment.base_ms + u64::from(time_delta),
-            expiry_ms: item.expiry_ms,
-        };
-        write.end += frame.total_len();
-        write.ordinal += 1;
-        write.next_id += 1;
-        write.payload_bytes += u64::from(frame.payload_len);
-        write.last_ms = write.last_ms.max(place.put_ms);
-        Ok(place)
     }
 
     /// Moves the tail behind what was written: only now do the frames exist for anyone else. Had a writer died before, the
     /// next one would write over its frames, so no hole can arise.
     #[inline]
     fn advance(&self, tail: &mut Tail, write: Write) {
-        self.appended_bytes.fetch_add(u64::from(write.end - tail.end), Ordering::Relaxed);
-        write.segment.publish(write.end, write.ordinal);
+        let Some(segment) = &tail.segment else { return };
+        let appended_bytes = self.appended_bytes.load(Ordering::Relaxed) + u64::from(write.end - tail.end);
+        self.appended_bytes.store(appended_bytes, Ordering::Relaxed);
+        segment.publish(write.end, write.ordinal);
         tail.limit = match write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
-            true => lane::frame_limit(write.segment.len, write.ordinal + 1),
-            false => lane::frame_limit(write.segment.len, write.ordinal),
+            true => lane::frame_limit(segment.len, write.ordinal + 1),
+            false => lane::frame_limit(segment.len, write.ordinal),
         };
         tail.end = write.end;
         tail.ordinal = write.ordinal;
         tail.next_id = write.next_id;
         tail.payload_bytes = write.payload_bytes;
         tail.last_ms = write.last_ms;
+        tail.intake = write.intake;
         tail.proven = false;
-        self.appended.store(write.next_id - 1, Ordering::Release);
+        self.front.advance(write.next_id - 1, write.intake);
     }
 
     /// Takes the next segment into use, and seals the present one.
@@ -840,7 +787,7 @@ impl Journal {
 
     /// The number of the newest segment.
     pub(crate) fn newest(&self) -> u64 {
-        self.tail.lock().next_number - 1
+        self.tail.lock().newest()
     }
 
     /// Items up to this id were cleared.
@@ -1232,7 +1179,7 @@ impl Journal {
         }
         let (next_id, last_number) = {
             let tail = self.tail.lock();
-            (tail.next_id, tail.next_number - 1)
+            (tail.next_id, tail.newest())
         };
         self.tail.lock().marked = false;
         self.meta.lock().update(|meta| {
@@ -1280,19 +1227,74 @@ impl Journal {
 }
 
 impl Tail {
+    /// The number of the newest segment.
+    pub(crate) fn newest(&self) -> u64 {
+        self.next_number - 1
+    }
+
     fn extent(&self) -> Extent {
         Extent { end: self.end, count: self.ordinal, payload_bytes: self.payload_bytes }
     }
 }
 
 /// Where a writer is, before the tail follows.
+#[derive(Clone, Copy)]
 struct Write {
-    segment: Arc<Segment>,
     end: u32,
     ordinal: u32,
     next_id: u64,
     payload_bytes: u64,
     last_ms: u64,
+    intake: Intake,
+}
+
+/// Writes the next frame behind what was written.
+#[inline]
+fn write_item(
+    segment: &Segment,
+    write: &mut Write,
+    item: NewItem<'_>,
+    kind: Kind,
+    put_ms: u64,
+) -> Result<(), AppendError> {
+    let time_delta = u32::try_from(put_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX);
+    let frame = Frame {
+        kind,
+        payload_len: item.payload.len() as u32,
+        payload_crc: frame::payload_crc(segment.salt, item.payload),
+        ordinal: write.ordinal,
+        time_delta,
+        synced_to: match planted::is(Bug::EagerMark) {
+            true => write.end,
+            false => segment.synced_to.load(Ordering::Acquire).min(write.end),
+        },
+        id: None,
+        expiry_ms: (item.expiry_ms != NEVER_MS).then_some(item.expiry_ms),
+        user_flags: item.user_flags,
+        starts_before: item.moved.map_or(0, |moved| moved.starts),
+        origin: item.moved.map(|moved| moved.origin),
+        noted: item.moved.is_some_and(|moved| moved.noted),
+    };
+    let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
+    let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
+    let stored = (|| {
+        if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
+            segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
+        }
+        segment.write_frame(write.end, &head[..head_len], item.payload)
+    })();
+    stored.map_err(|error| match crate::disk::is_no_space(&error) {
+        true => AppendError::NoSpace(error),
+        false => AppendError::Io { segment: segment.number, error },
+    })?;
+    write.end += frame.total_len();
+    write.ordinal += 1;
+    write.next_id += 1;
+    write.payload_bytes += u64::from(frame.payload_len);
+    write.last_ms = write.last_ms.max(segment.base_ms + u64::from(time_delta));
+    write.intake.payload_bytes += u64::from(frame.payload_len);
+    write.intake.expiring += u64::from(item.expiry_ms != NEVER_MS);
+    Ok(())
 }
 
 /// At most this many bytes of frame.

@@ -14,8 +14,13 @@ pub(crate) struct Progress {
     count: AtomicU32,
     sealed: AtomicBool,
     /// Items done, each counted once.
-    done: AtomicU32,
+    done: Apart,
 }
+
+/// Away from what the putter writes: consumers count here, and would take its cache line each time.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Apart(AtomicU32);
 
 impl Progress {
     pub(crate) fn new(end: u32, count: u32, done: u32) -> Progress {
@@ -23,7 +28,7 @@ impl Progress {
             end: AtomicU32::new(end),
             count: AtomicU32::new(count),
             sealed: AtomicBool::new(false),
-            done: AtomicU32::new(done),
+            done: Apart(AtomicU32::new(done)),
         }
     }
 
@@ -39,7 +44,7 @@ impl Progress {
 
     #[inline]
     pub(crate) fn done(&self) -> u32 {
-        self.done.load(Ordering::Acquire)
+        self.done.0.load(Ordering::Acquire)
     }
 
     /// Makes frames up to `end` visible: the last step of an append.
@@ -53,14 +58,14 @@ impl Progress {
     /// No frame will follow. Returns whether all items are done already.
     pub(crate) fn seal(&self) -> bool {
         if planted::is(Bug::SealAfterLook) {
-            let spent = self.done.load(Ordering::Acquire) >= self.count();
+            let spent = self.done.0.load(Ordering::Acquire) >= self.count();
             self.sealed.store(true, Ordering::Release);
             return spent;
         }
         self.sealed.store(true, Ordering::Release);
         // Adds nothing, and so takes its place among the closes: one that comes after it acquires `sealed` with it, one that
         // came before it is in the number. A load could be overtaken by both.
-        self.done.fetch_add(0, Ordering::AcqRel) >= self.count()
+        self.done.0.fetch_add(0, Ordering::AcqRel) >= self.count()
     }
 
     #[inline]
@@ -70,13 +75,13 @@ impl Progress {
 
     /// Sealed, and every item done.
     pub(crate) fn is_spent(&self) -> bool {
-        self.sealed.load(Ordering::Acquire) && self.done.load(Ordering::Acquire) >= self.count()
+        self.sealed.load(Ordering::Acquire) && self.done.0.load(Ordering::Acquire) >= self.count()
     }
 
     /// Counts an item that is done; `true` if that was the last one of a sealed segment. Called once per item.
     #[inline]
     pub(crate) fn done_one(&self) -> bool {
-        let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;
+        let done = self.done.0.fetch_add(1, Ordering::AcqRel) + 1;
         // Pairs with `seal`: whichever comes second sees the other.
         self.sealed.load(Ordering::Acquire) && done >= self.count()
     }

@@ -27,7 +27,7 @@ use crate::error::OpenError;
 use crate::format::frame::{self, Frame, Kind, Salt};
 use crate::format::header::{self, Extent, PAGE, Previous, SegmentHeader};
 use crate::format::{Fault, VERSION};
-use crate::ids::ItemId;
+use crate::ids::{Cursor, ItemId};
 use crate::planted::{self, Bug};
 use crate::stats::{LostRange, RecoveryReport};
 
@@ -51,8 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) report: RecoveryReport,
     pub(crate) items: u64,
     pub(crate) bytes: u64,
-    /// Segment, offset and ordinal of the first waiting item.
-    pub(crate) first: Option<(u64, u32, u32)>,
+    /// The first waiting item.
+    pub(crate) first: Option<Cursor>,
     /// The newest put time found.
     pub(crate) newest_ms: u64,
 }
@@ -255,7 +255,8 @@ impl<'a> Recovery<'a> {
             outcome.bytes += segment.waiting_bytes;
             outcome.newest_ms = outcome.newest_ms.max(segment.last_ms).max(segment.header.base_ms);
             if outcome.first.is_none() {
-                outcome.first = segment.first_waiting.map(|(offset, ordinal)| (number, offset, ordinal));
+                outcome.first =
+                    segment.first_waiting.map(|(offset, ordinal)| Cursor { segment: number, offset, ordinal });
             }
             outcome.recovered.previous =
                 Some(Previous { number, salt: segment.header.salt, extent, synced_to: segment.proven_to });

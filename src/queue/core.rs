@@ -22,7 +22,7 @@ use crate::queue::put::Limits;
 use crate::reader::waiters::Wakes;
 use crate::reader::{Finds, Reader, Rules};
 use crate::stats::{QueueStats, RecoveryReport};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, RwLock};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, RwLock};
 use crate::upkeep::{Chore, Upkeep};
 
 /// How long a queue that has something to do by time is left alone.
@@ -69,9 +69,13 @@ pub(crate) struct Core {
     pub(super) durability: AtomicU64,
     /// [`ENDLESS`]: open items are held as long as their consumers like.
     pub(super) lease_ms: AtomicU64,
-    pub(crate) limits: RwLock<Limits>,
+    pub(super) limits: RwLock<Limits>,
+    /// The largest payload, where that is the only limit; 0: look at `limits`.
+    pub(super) only_limit: AtomicU32,
     pub(crate) report: Mutex<RecoveryReport>,
     pub(crate) create_ms: u64,
+    /// The last id before this load of the queue.
+    before_id: u64,
     pub(super) has_journal: bool,
     /// A `Tend` is on its way or waits.
     tending: AtomicBool,
@@ -141,14 +145,16 @@ impl Core {
         Arc::new_cyclic(|me| Core {
             name,
             shared,
-            journal,
             reader: Mutex::new(reader),
             durability: AtomicU64::new(durability_code(&options)),
             lease_ms: AtomicU64::new(options.lease_ms()),
+            only_limit: AtomicU32::new(Limits::of(&options).only_size()),
             limits: RwLock::new(Limits::of(&options)),
             options: RwLock::new(options),
             report: Mutex::new(report),
             create_ms,
+            before_id: journal.appended(),
+            journal,
             has_journal,
             tending: AtomicBool::new(false),
             sync_rung: AtomicBool::new(false),
@@ -169,7 +175,9 @@ impl Core {
             self.journal.set_segment_bytes(&mut tail, options.segment_bytes);
             self.durability.store(durability_code(&options), Ordering::Relaxed);
             self.lease_ms.store(options.lease_ms(), Ordering::Relaxed);
-            *self.limits.write() = Limits::of(&options);
+            let limits = Limits::of(&options);
+            self.only_limit.store(limits.only_size(), Ordering::Relaxed);
+            *self.limits.write() = limits;
             let mut reader = self.reader.lock();
             reader.memory_bytes = options.memory_bytes;
             reader.max_age_ms = options.max_age_ms();
@@ -209,7 +217,7 @@ impl Core {
                 let path = self.journal.context.dir.clone().unwrap_or_default();
                 Error::Io { path, source }
             })?;
-            let cleared = reader.clear();
+            let cleared = reader.clear(tail.newest());
             reader.room(&mut wakes);
             cleared
         };
@@ -247,7 +255,9 @@ impl Core {
     pub(super) fn commit<T>(&self, ask: impl FnOnce(&Commit, &dyn Fn(u64)) -> T) -> T {
         let wakes = RefCell::new(Wakes::default());
         let answer = ask(&self.journal.commit, &|durable| {
-            self.reader.lock().publish(durable, &mut wakes.borrow_mut());
+            self.journal.front.show(durable);
+            // Always under its lock: who joined the line before sees what was shown, or is seen here.
+            self.reader.lock().promise(&mut wakes.borrow_mut());
         });
         wakes.into_inner().wake();
         answer
@@ -328,6 +338,14 @@ impl Core {
         if self.has_journal_or_expiry() && !self.tending.load(Ordering::Relaxed) {
             self.ring_tend_now();
         }
+    }
+
+    /// Promises what has come to those who wait for it.
+    #[cold]
+    pub(super) fn announce(&self) {
+        let mut wakes = Wakes::default();
+        self.reader.lock().promise(&mut wakes);
+        wakes.wake();
     }
 
     fn has_journal_or_expiry(&self) -> bool {
@@ -484,21 +502,26 @@ impl Core {
     pub(crate) fn stats(&self) -> QueueStats {
         let (segments, log_size, unsynced_bytes) = self.journal.gauges();
         let now_ms = self.shared.clock.exact_ms();
-        let reader = self.reader.lock();
+        let mut reader = self.reader.lock();
+        if !reader.closed && !self.is_forked() && !self.shared.settling.load(Ordering::Acquire) {
+            reader.look_ahead(&self.journal, self.rules());
+        }
+        let front = &self.journal.front;
         let (mem_items, mem_bytes) = reader.in_memory();
+        let items = reader.items();
         let counts = &reader.counts;
         QueueStats {
-            items: reader.items,
-            bytes: reader.bytes,
-            total_items: counts.total_items,
-            put_bytes: counts.put_bytes,
+            items,
+            bytes: reader.bytes(),
+            total_items: front.appended() - self.before_id,
+            put_bytes: front.intake().payload_bytes,
             get_hits: counts.get_hits,
             get_misses: counts.get_misses,
             mem_items,
             mem_bytes,
-            age_ms: if reader.items == 0 { 0 } else { counts.last_age_ms },
+            age_ms: if items == 0 { 0 } else { counts.last_age_ms },
             oldest_age_ms: match reader.oldest_put_ms() {
-                Some(put_ms) if reader.items > 0 => now_ms.saturating_sub(put_ms),
+                Some(put_ms) if items > 0 => now_ms.saturating_sub(put_ms),
                 _ => 0,
             },
             expired_items: counts.expired,

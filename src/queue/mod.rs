@@ -416,7 +416,7 @@ impl Queue {
 
     /// Items waiting; open ones do not count. May include expired ones that nobody has met yet.
     pub fn len(&self) -> u64 {
-        self.core.reader.lock().items
+        self.core.reader.lock().items()
     }
 
     /// Whether nothing waits.

@@ -84,12 +84,29 @@ impl Limits {
         }
     }
 
+    /// The largest payload, if nothing else limits a put; else 0.
+    pub(super) fn only_size(&self) -> u32 {
+        if self.bounded || self.max_age_ms != NEVER_MS { 0 } else { self.max_item_size }
+    }
+
+    /// No limit but that of a payload.
+    fn of_size(max_item_size: u32) -> Limits {
+        Limits {
+            max_items: u64::MAX,
+            max_bytes: u64::MAX,
+            max_item_size,
+            when_full: WhenFull::Refuse,
+            max_age_ms: NEVER_MS,
+            bounded: false,
+        }
+    }
+
     /// The limit that `items` more items of `bytes` would break.
     fn broken(&self, reader: &Reader, items: u64, bytes: u64) -> Option<Limit> {
-        if reader.items.saturating_add(items) > self.max_items {
+        if reader.items().saturating_add(items) > self.max_items {
             return Some(Limit::Items);
         }
-        (reader.bytes.saturating_add(bytes) > self.max_bytes).then_some(Limit::Bytes)
+        (reader.bytes().saturating_add(bytes) > self.max_bytes).then_some(Limit::Bytes)
     }
 
     /// Whether no queue, however empty, could take them.
@@ -209,9 +226,11 @@ impl Core {
         room: Room,
         ids: &mut Vec<ItemId>,
     ) -> Result<Option<ItemId>, PutError> {
-        let mut wakes = Wakes::default();
         let mut tail = self.journal.tail.lock();
-        let limits = *self.limits.read();
+        let limits = match self.only_limit.load(Ordering::Relaxed) {
+            0 => *self.limits.read(),
+            max_item_size => Limits::of_size(max_item_size),
+        };
         let New { payloads, moved, note_len } = new;
         for payload in payloads {
             let len = (payload.len() - note_len) as u64;
@@ -263,6 +282,7 @@ impl Core {
                         None => *ticket = Some(SpaceTicket { core: self, ticket: reader.space.join() }),
                     }
                     // Room that is promised to nobody goes to the first in the line.
+                    let mut wakes = Wakes::default();
                     if broken.is_none() {
                         reader.room(&mut wakes);
                     }
@@ -281,41 +301,38 @@ impl Core {
         let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
         let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags, moved };
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
+        let before = tail.next_id - 1;
         let last = if let [payload] = payloads {
-            let place = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;
+            let id = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;
             if moved.is_some() {
                 // Known from here on, also to who is told of a panic.
-                ids.push(ItemId(place.id));
+                ids.push(ItemId(id));
             }
-            let mut reader = self.reader.lock();
-            reader.offer(place, hide, &mut wakes);
-            place.id
+            id
         } else {
             let items: Vec<NewItem<'_>> = payloads.iter().map(|payload| item(payload)).collect();
-            let places = self.journal.append_batch(&mut tail, &items, put_ms).map_err(|e| self.append_error(e))?;
-            let mut reader = self.reader.lock();
-            for place in &places {
-                reader.offer(*place, hide, &mut wakes);
-                ids.push(ItemId(place.id));
-            }
-            places.last().map_or(0, |place| place.id)
+            let last = self.journal.append_batch(&mut tail, &items, put_ms).map_err(|e| self.append_error(e))?;
+            ids.extend((before + 1..=last).map(ItemId));
+            last
         };
+        let front = &self.journal.front;
+        let is_shown = !hide && front.show_next(before, last);
+        let is_awaited = is_shown && front.has_waiting();
         let arm = self.journal.wants_spare(&mut tail);
         let spent = std::mem::take(&mut tail.spent);
         drop(tail);
-        wakes.wake();
+        if is_awaited {
+            self.announce();
+        }
         if spent {
             self.ring_free();
         }
         if arm {
             self.shared.upkeep.ring(Chore::Arm(self.me.clone()));
         }
-        if !must_sync && self.has_journal && self.durability.load(Ordering::Relaxed) == SYNC {
-            // It may have come behind an item that waits for a sync which is not its own.
-            let hidden = self.reader.lock().has_hidden();
-            if hidden {
-                self.ring_sync();
-            }
+        if !must_sync && !is_shown {
+            // It came behind an item that waits for a sync which is not its own.
+            self.ring_sync();
         }
         if expiry_ms != NEVER_MS || self.durability.load(Ordering::Relaxed) != OS {
             self.ring_tend();

@@ -48,6 +48,9 @@ impl Core {
                 Some(ticket) if !reader.line.is_called(ticket) => return Ok(Took::NotYet),
                 Some(ticket) if reader.paused => {
                     reader.line.rejoin(ticket);
+                    let seen = reader.seen();
+                    drop(reader);
+                    self.look_once_more(Some(seen));
                     return Ok(Took::NotYet);
                 }
                 None if !reader.has_unpromised() => return Ok(Took::Nothing),
@@ -60,6 +63,8 @@ impl Core {
                 Some(ticket) => reader.line.ahead(ticket),
                 None => usize::try_from(reader.line.promised()).unwrap_or(usize::MAX),
             };
+            // Before the look: what is shown after this, and missed by it, is promised when the ticket is back in the line.
+            let seen = ticket.map(|_| reader.seen());
             let taken = match reader.take_after(&self.journal, rules, ahead) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
@@ -72,7 +77,11 @@ impl Core {
                     drop(reader);
                     wakes.wake();
                     self.ring_for(finds);
-                    return Ok(if ticket.is_some() { Took::NotYet } else { Took::Nothing });
+                    if ticket.is_none() {
+                        return Ok(Took::Nothing);
+                    }
+                    self.look_once_more(seen);
+                    return Ok(Took::NotYet);
                 }
                 Err(error) => {
                     let finds = reader.finds();
@@ -250,16 +259,26 @@ impl Core {
 
     /// Joins the line of consumers; leaves it when dropped, passing a promise on.
     pub(crate) fn join(&self) -> LinePlace {
+        let ticket = self.reader.lock().line.join();
+        let place = LinePlace { core: self.me.clone(), ticket };
+        self.look_once_more(None);
+        place
+    }
+
+    /// Promises what came before somebody stood in line, but not what was `seen` and is not to be had. The tail lock parts
+    /// all puts in two: those that came before it have shown their items to the look below, those after it see who waits.
+    fn look_once_more(&self, seen: Option<u64>) {
+        drop(self.journal.tail.lock());
         let mut wakes = Wakes::default();
         let mut reader = self.reader.lock();
-        let ticket = reader.line.join();
-        reader.promise(&mut wakes);
+        if seen.is_none_or(|seen| seen < reader.seen()) {
+            reader.promise(&mut wakes);
+        }
         if reader.closed {
             reader.line.end(&mut wakes);
         }
         drop(reader);
         wakes.wake();
-        LinePlace { core: self.me.clone(), ticket }
     }
 
     /// For futures: an item, or registered to be woken.

@@ -3,15 +3,14 @@
 //! ```text
 //!   aborted (by id) ─┐
 //!                    ├─ take ─► in hand or open ─► done
-//!   ring: visible ───┘   ▲            │ abort
-//!         hidden         └────────────┘
-//!   ▲ offer, while there is room            ▲ publish: the device has it
-//!   journal ─ cursor ─ refill, once the ring has fallen behind
+//!   ring ────────────┘   ▲            │ abort
+//!   ▲ refill, as it empties           │
+//!   journal ─ cursor     └────────────┘
 //! ```
 //!
-//! The ring holds places, never payloads. While all waiting items fit, each put pushes its place; when they do not, the
-//! reader is *behind*, and the ring is refilled from the journal as it empties. Items that must be durable before they are
-//! delivered are the last `hidden` places of the ring until the group commit publishes them.
+//! A put does not meet its reader: it appends to the journal, and the reader follows with its cursor as far as the journal's
+//! [`Front`] shows items. The ring holds the places of the next items, read a few dozen at a time, never payloads. An item
+//! that must be durable before it is delivered is shown by the group commit.
 
 pub(crate) mod leases;
 pub(crate) mod waiters;
@@ -23,8 +22,9 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::format::frame;
-use crate::ids::{NEVER_MS, Place};
+use crate::ids::{Cursor, NEVER_MS, Place};
 use crate::journal::Journal;
+use crate::journal::front::{Front, Intake};
 use crate::journal::lane::Lane;
 use crate::journal::segment::{FRAMES_AT, Segment};
 use leases::{ENDLESS, Leases};
@@ -63,8 +63,6 @@ pub(crate) struct Finds {
 /// Counters since the set was opened; see [`crate::QueueStats`] for their meaning.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    pub(crate) total_items: u64,
-    pub(crate) put_bytes: u64,
     pub(crate) get_hits: u64,
     pub(crate) get_misses: u64,
     pub(crate) expired: u64,
@@ -99,36 +97,39 @@ impl Hasher for IdHasher {
     }
 }
 
-/// Where the ring is refilled from: behind the last item that it was given.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cursor {
-    pub(crate) segment: u64,
-    pub(crate) offset: u32,
-    pub(crate) ordinal: u32,
+/// Where a reader's counting begins: ids above `id` came later, and are counted by the journal.
+#[derive(Clone, Copy, Debug)]
+struct Began {
+    id: u64,
+    items: u64,
+    bytes: u64,
+    intake: Intake,
 }
 
 /// A queue's reader. Lock 3; no user code and no sync under it.
 #[derive(Debug)]
 pub(crate) struct Reader {
+    front: Arc<Front>,
     ring: VecDeque<Place>,
-    /// The last places of the ring that no consumer may have yet.
-    hidden: usize,
     ring_bytes: u64,
     /// Ring places with an expiry of their own, and the earliest of these (never later than the truth).
     expiring: u64,
     next_expiry_ms: u64,
     aborted: BTreeMap<u64, Place>,
     cursor: Cursor,
-    /// The last id that the ring was given, that was offered, that may be delivered.
+    /// The last id that the cursor has passed.
     read_id: u64,
-    offered_id: u64,
-    visible_id: u64,
+    /// A hidden item up to here was shown to who drops it.
+    shown_id: u64,
     /// What came up to here was cleared.
     cleared_id: u64,
-    /// Items waiting, and their payload bytes; those of them that may be delivered.
-    pub(crate) items: u64,
-    pub(crate) bytes: u64,
-    visible: u64,
+    /// What there was to read when it began, and what it has read of that and of the intake since.
+    began: Began,
+    /// Items that came and wait no more, and their payload bytes.
+    gone_items: u64,
+    gone_bytes: u64,
+    /// Items with an expiry that the cursor has passed, of those that came since.
+    passed_expiring: u64,
     /// The segment that was read last.
     current: Option<Arc<Segment>>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
@@ -165,6 +166,15 @@ pub(crate) enum TakeError {
     Io { segment: u64, offset: u32, error: io::Error },
 }
 
+/// What becomes of expired items that the cursor meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expired {
+    /// Marked done, since the caller is after an item that is not.
+    Done,
+    /// Read as others: the caller looks at them, or only tells what there is.
+    Kept,
+}
+
 /// What the caller of a take decides, and the time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules<'a> {
@@ -181,27 +191,29 @@ impl<'a> Rules<'a> {
 }
 
 impl Reader {
-    /// `first`: the first waiting item that recovery found.
-    pub(crate) fn new(first: Option<(u64, u32, u32)>, last_id: u64, items: u64, bytes: u64) -> Reader {
+    /// `first`: the first waiting item that recovery found; `newest`: the number of the newest segment.
+    pub(crate) fn new(front: Arc<Front>, first: Option<Cursor>, newest: u64, items: u64, bytes: u64) -> Reader {
+        let last_id = front.appended();
         let (cursor, read_id) = match first {
-            Some((segment, offset, ordinal)) => (Cursor { segment, offset, ordinal }, 0),
-            None => (Cursor::default(), last_id),
+            Some(cursor) => (cursor, 0),
+            None => (Cursor::behind(newest), last_id),
         };
         Reader {
+            line: Line::known_to(Arc::clone(&front)),
+            front,
             ring: VecDeque::new(),
-            hidden: 0,
             ring_bytes: 0,
             expiring: 0,
             next_expiry_ms: NEVER_MS,
             aborted: BTreeMap::new(),
             cursor,
             read_id,
-            offered_id: last_id,
-            visible_id: last_id,
+            shown_id: last_id,
             cleared_id: 0,
-            items,
-            bytes,
-            visible: items,
+            began: Began { id: last_id, items, bytes, intake: Intake::default() },
+            gone_items: 0,
+            gone_bytes: 0,
+            passed_expiring: 0,
             current: None,
             open: HashMap::default(),
             next_serial: 0,
@@ -210,7 +222,6 @@ impl Reader {
             doomed: Vec::new(),
             doomed_since: false,
             max_attempts: u32::MAX,
-            line: Line::default(),
             space: Line::default(),
             paused: false,
             closed: false,
@@ -220,8 +231,25 @@ impl Reader {
         }
     }
 
-    fn is_behind(&self) -> bool {
-        self.read_id < self.offered_id
+    /// Items that wait, hidden ones too.
+    pub(crate) fn items(&self) -> u64 {
+        (self.began.items + (self.front.appended() - self.began.id)).saturating_sub(self.gone_items)
+    }
+
+    /// Their payload bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let came = self.front.intake().payload_bytes - self.began.intake.payload_bytes;
+        (self.began.bytes + came).saturating_sub(self.gone_bytes)
+    }
+
+    /// Up to which id it may read.
+    fn visible_id(&self) -> u64 {
+        self.front.visible().max(self.shown_id)
+    }
+
+    /// Items that may be delivered. Ids of one process are consecutive.
+    fn visible(&self) -> u64 {
+        (self.began.items + (self.visible_id() - self.began.id)).saturating_sub(self.gone_items)
     }
 
     fn has_room(&self, payload_len: u32) -> bool {
@@ -235,71 +263,30 @@ impl Reader {
             self.expiring += 1;
             self.next_expiry_ms = self.next_expiry_ms.min(place.expiry_ms);
         }
-        self.read_id = place.id;
-        self.cursor = Cursor {
-            segment: place.segment,
-            offset: place.offset + frame::frame_len(place.head_len, place.payload_len),
-            ordinal: place.ordinal + 1,
-        };
         self.ring.push_back(place);
     }
 
-    /// A new item, in the order of ids; called under the tail lock. `hide`: not before [`Reader::publish`].
-    #[inline]
-    pub(crate) fn offer(&mut self, place: Place, hide: bool, wakes: &mut Wakes) {
-        self.items += 1;
-        self.bytes += u64::from(place.payload_len);
-        self.counts.total_items += 1;
-        self.counts.put_bytes += u64::from(place.payload_len);
-        // What comes behind a hidden item is hidden too, whatever it asked for: order goes first.
-        let hide = hide || self.visible_id < self.offered_id;
-        let behind = self.is_behind();
-        self.offered_id = place.id;
-        if !behind && self.has_room(place.payload_len) {
-            self.push(place);
-            self.hidden += usize::from(hide);
-        }
-        if !hide {
-            self.visible_id = place.id;
-            self.visible += 1;
-            if !self.line.is_empty() {
-                self.promise(wakes);
-            }
-        }
+    /// The cursor goes on behind an item.
+    fn pass(&mut self, id: u64, has_expiry: bool, next: Cursor) {
+        self.read_id = id;
+        self.passed_expiring += u64::from(has_expiry && id > self.began.id);
+        self.cursor = next;
     }
 
-    /// Whether offered items wait for a sync that nobody may be waiting for.
-    pub(crate) fn has_hidden(&self) -> bool {
-        self.visible_id < self.offered_id
+    /// Whether an item that the cursor has not reached may have an expiry of its own.
+    fn may_expire_ahead(&self) -> bool {
+        self.read_id < self.began.id || self.front.intake().expiring - self.began.intake.expiring > self.passed_expiring
     }
 
-    /// Everything up to `id` may be delivered.
-    pub(crate) fn publish(&mut self, id: u64, wakes: &mut Wakes) {
-        let id = id.min(self.offered_id);
-        if id <= self.visible_id {
-            return;
-        }
-        self.visible_id = id;
-        while self.hidden > 0
-            && let Some(place) = self.ring.get(self.ring.len() - self.hidden)
-            && place.id <= id
-        {
-            self.hidden -= 1;
-        }
-        // Hidden items are counted, not guessed: all that waits, but those that are still hidden.
-        self.visible = self.items.saturating_sub(if id < self.offered_id { self.count_hidden() } else { 0 });
-        self.promise(wakes);
-    }
-
-    /// Ids of one process are consecutive, so the hidden ones are a difference.
-    fn count_hidden(&self) -> u64 {
-        self.offered_id - self.visible_id
+    /// What may be delivered was seen up to here.
+    pub(crate) fn seen(&self) -> u64 {
+        self.visible_id()
     }
 
     /// Promises what may be delivered to those who wait.
     pub(crate) fn promise(&mut self, wakes: &mut Wakes) {
         if !self.paused {
-            self.line.promise_up_to(self.visible, wakes);
+            self.line.promise_up_to(self.visible(), wakes);
         }
     }
 
@@ -312,7 +299,9 @@ impl Reader {
 
     /// Whether someone without a promise may take.
     pub(crate) fn has_unpromised(&self) -> bool {
-        !self.paused && self.visible > self.line.promised()
+        let promised = self.line.promised();
+        // The ring first: what is in it may be delivered, and to know that takes no look at what putters write.
+        !self.paused && (self.ring.len() as u64 > promised || self.visible() > promised)
     }
 
     fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<Arc<Segment>>> {
@@ -418,9 +407,8 @@ impl Reader {
 
     /// The item no longer waits.
     fn gone(&mut self, place: &Place) {
-        self.items = self.items.saturating_sub(1);
-        self.visible = self.visible.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(u64::from(place.payload_len));
+        self.gone_items += 1;
+        self.gone_bytes += u64::from(place.payload_len);
     }
 
     /// A taken item waits again, before all others by the order of ids. Not if the queue was cleared meanwhile: its segment may
@@ -429,9 +417,8 @@ impl Reader {
         if place.id <= self.cleared_id {
             return;
         }
-        self.items += 1;
-        self.visible += 1;
-        self.bytes += u64::from(place.payload_len);
+        self.gone_items = self.gone_items.saturating_sub(1);
+        self.gone_bytes = self.gone_bytes.saturating_sub(place.payload_len.into());
         self.put_back(place);
     }
 
@@ -451,19 +438,16 @@ impl Reader {
 
     /// Whether any waiting item can expire at all.
     pub(crate) fn can_expire(&self) -> bool {
-        self.items > 0
-            && (self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.is_behind())
+        self.items() > 0
+            && (self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.may_expire_ahead())
     }
 
     fn pop(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Place>, TakeError> {
         if let Some((_, place)) = self.aborted.pop_first() {
             return Ok(Some(place));
         }
-        if self.ring.len() < REFILL_STEP && self.is_behind() {
-            self.refill(journal, rules)?;
-        }
-        if self.ring.len() <= self.hidden {
-            return Ok(None);
+        if self.ring.is_empty() {
+            self.refill(journal, rules, Expired::Done)?;
         }
         let place = self.ring.pop_front();
         if let Some(place) = &place {
@@ -474,45 +458,76 @@ impl Reader {
     }
 
     /// Reads on in the journal while the ring has room. Damage is an error only once the ring is empty.
-    fn refill(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<(), TakeError> {
+    fn refill(&mut self, journal: &Journal, rules: Rules<'_>, expired: Expired) -> Result<(), TakeError> {
+        // Looked at first: what may be delivered by now is in the segments that are looked at below.
+        let until = self.visible_id();
+        if self.read_id >= until {
+            return Ok(());
+        }
+        // Kept aside, so that it need not be counted for each frame.
+        let mut current = self.current.take();
         let mut looked = 0;
-        while self.is_behind() && (looked < REFILL_STEP || self.ring.is_empty()) {
+        let mut result = Ok(());
+        while self.read_id < until && (looked < REFILL_STEP || self.ring.is_empty()) {
             looked += 1;
-            match self.read_next(journal, rules) {
+            match self.read_next(journal, rules, until, expired, &mut current) {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) if self.ring.len() <= self.hidden => return Err(error),
-                Err(_) => break,
+                Err(error) => {
+                    if self.ring.is_empty() {
+                        result = Err(error);
+                    }
+                    break;
+                }
             }
         }
-        Ok(())
+        self.current = current;
+        result
+    }
+
+    /// Has the next places read, for who wants to tell of them.
+    pub(crate) fn look_ahead(&mut self, journal: &Journal, rules: Rules<'_>) {
+        if self.ring.len() < REFILL_STEP {
+            // Who takes the item meets the error again.
+            let _ = self.refill(journal, rules, Expired::Kept);
+        }
     }
 
     /// Moves the cursor one frame on; `false`: no room, or nothing that may be delivered.
-    fn read_next(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<bool, TakeError> {
+    fn read_next(
+        &mut self,
+        journal: &Journal,
+        rules: Rules<'_>,
+        until: u64,
+        expired: Expired,
+        current: &mut Option<Arc<Segment>>,
+    ) -> Result<bool, TakeError> {
         let at = self.cursor;
         let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
-        let segment = match self.segment(journal, at.segment).map_err(io)? {
-            Some(segment) if at.offset < segment.end() => segment,
+        if at.is_behind() || current.as_ref().is_none_or(|current| current.number != at.segment) {
+            *current = if at.is_behind() { None } else { journal.segment(at.segment).map_err(io)? };
+        }
+        let segment = match current {
+            Some(segment) if at.offset < segment.end() => &**segment,
             // The frames end before the items do.
             Some(segment) if segment.is_sealed() && at.ordinal < segment.count() => {
-                return self.read_over_damage(journal, &segment, at.offset, rules);
+                return self.read_over_damage(journal, segment, at.offset, rules);
             }
             Some(segment) if !segment.is_sealed() => {
                 // Begun, and no frame in it yet: ids that a power cut took lie between it and the last item.
                 let before = (segment.first_id + u64::from(at.ordinal)).saturating_sub(1);
-                self.read_id = self.read_id.max(before).min(self.offered_id);
+                self.read_id = self.read_id.max(before).min(until);
                 return Ok(false);
             }
             _ => match journal.segment_after(at.segment).map_err(io)? {
                 Some(next) => {
                     self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
-                    self.current = Some(next);
+                    *current = Some(next);
                     return Ok(true);
                 }
                 None => {
                     // Only frames without items were left.
-                    self.read_id = self.offered_id;
+                    self.read_id = until;
                     return Ok(false);
                 }
             },
@@ -521,7 +536,7 @@ impl Reader {
         let end = segment.end();
         let frame = segment.frame_at(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
         let Some(frame) = frame else {
-            return self.read_over_damage(journal, &segment, end, rules);
+            return self.read_over_damage(journal, segment, end, rules);
         };
         let next = at.offset + frame.total_len();
         if !frame.kind.is_item() {
@@ -529,28 +544,28 @@ impl Reader {
             return Ok(true);
         }
         let id = frame.id.unwrap_or(segment.first_id + u64::from(at.ordinal));
-        if id > self.visible_id {
+        if id > until {
             return Ok(false);
         }
+        let next = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
+        let has_expiry = frame.expiry_ms.is_some();
         let lane = segment.lane(at.ordinal).map_err(io)?;
         if lane == Some(Lane::Done) {
-            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
-            self.read_id = id;
+            self.pass(id, has_expiry, next);
             return Ok(true);
         }
         if !self.has_room(frame.payload_len) {
             return Ok(false);
         }
         let place = segment.place(at.offset, &frame);
-        if self.is_expired(&place, rules) {
-            self.pass_over(journal, &segment, place.ordinal).map_err(io)?;
+        if expired == Expired::Done && self.is_expired(&place, rules) {
+            self.pass_over(journal, segment, place.ordinal).map_err(io)?;
             self.counts.expired += 1;
             self.gone(&place);
-            self.read_id = id;
-            self.cursor = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
-            return Ok(true);
+        } else {
+            self.push(place);
         }
-        self.push(place);
+        self.pass(id, has_expiry, next);
         Ok(true)
     }
 
@@ -597,8 +612,7 @@ impl Reader {
             // Given up by the option that says so; marked, so that the rest can free the file.
             self.pass_over(journal, segment, ordinal).map_err(io)?;
             self.counts.damaged += 1;
-            self.items = self.items.saturating_sub(1);
-            self.visible = self.visible.saturating_sub(1);
+            self.gone_items += 1;
         }
         self.cursor = next;
         if next.ordinal > at.ordinal {
@@ -625,12 +639,16 @@ impl Reader {
             if due && wanted > 0 {
                 wanted -= self.sweep_ring(journal, rules, wanted)?;
             }
-            if wanted == 0 || !self.is_behind() || !self.has_room(0) {
+            // By the age that all share, nothing behind an item is over that is not over itself.
+            let by_age = self.max_age_ms != NEVER_MS && self.ring.back().is_none_or(|p| self.is_expired(p, rules));
+            if wanted == 0 || !(by_age || self.may_expire_ahead()) || !self.has_room(0) {
                 break;
             }
-            let (read, expired) = (self.read_id, self.counts.expired);
-            self.refill(journal, rules)?;
-            wanted = wanted.saturating_sub(self.counts.expired - expired);
+            let read = self.read_id;
+            // A stretch at a time: each round looks through the whole ring.
+            for _ in 0..16 {
+                self.refill(journal, rules, Expired::Kept)?;
+            }
             if self.read_id == read {
                 break;
             }
@@ -639,12 +657,11 @@ impl Reader {
     }
 
     fn sweep_ring(&mut self, journal: &Journal, rules: Rules<'_>, max: u64) -> Result<u64, TakeError> {
-        let visible = self.ring.len() - self.hidden;
         let mut swept = Vec::new();
         let mut kept = VecDeque::with_capacity(self.ring.len());
         let mut next_expiry_ms = NEVER_MS;
-        for (i, place) in std::mem::take(&mut self.ring).into_iter().enumerate() {
-            if i < visible && (swept.len() as u64) < max && self.is_expired(&place, rules) {
+        for place in std::mem::take(&mut self.ring) {
+            if (swept.len() as u64) < max && self.is_expired(&place, rules) {
                 swept.push(place);
             } else {
                 next_expiry_ms = next_expiry_ms.min(place.expiry_ms);
@@ -705,18 +722,12 @@ impl Reader {
 
     /// Shows the oldest hidden item to who drops it, and to nobody else: no promise is made. `false`: none is hidden.
     fn show_next(&mut self) -> bool {
-        if self.visible_id >= self.offered_id {
-            return false;
+        let shown = self.visible_id();
+        let is_hidden = shown < self.front.appended();
+        if is_hidden {
+            self.shown_id = shown + 1;
         }
-        self.visible_id += 1;
-        self.visible += 1;
-        if self.hidden > 0
-            && let Some(place) = self.ring.get(self.ring.len() - self.hidden)
-            && place.id <= self.visible_id
-        {
-            self.hidden -= 1;
-        }
-        true
+        is_hidden
     }
 
     /// Notes that a consumer holds an item and returns the serial of this opening.
@@ -790,21 +801,23 @@ impl Reader {
         self.doomed.retain(|doomed| *doomed != (id, serial));
     }
 
-    /// An item that waits is done, by what another queue's journal says; called before anything was offered or taken.
+    /// An item that waits is done, by what another queue's journal says; called before anything was read or taken.
     pub(crate) fn forget(&mut self, place: &Place) {
         self.gone(place);
     }
 
-    /// Everything offered so far is gone; returns how many waited.
-    pub(crate) fn clear(&mut self) -> u64 {
-        let cleared = self.items;
+    /// Everything that came so far is gone; returns how many waited. The tail's holder has sealed `newest`.
+    pub(crate) fn clear(&mut self, newest: u64) -> u64 {
+        let cleared = self.items();
         self.ring.clear();
         self.aborted.clear();
-        (self.hidden, self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, 0, NEVER_MS);
-        (self.items, self.bytes, self.visible) = (0, 0, 0);
-        self.read_id = self.offered_id;
-        self.visible_id = self.offered_id;
-        self.cleared_id = self.offered_id;
+        (self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, NEVER_MS);
+        let last_id = self.front.appended();
+        self.front.show(last_id);
+        self.began = Began { id: last_id, items: 0, bytes: 0, intake: self.front.intake() };
+        (self.gone_items, self.gone_bytes, self.passed_expiring) = (0, 0, 0);
+        (self.read_id, self.shown_id, self.cleared_id) = (last_id, last_id, last_id);
+        self.cursor = Cursor::behind(newest);
         self.current = None;
         for held in self.open.values_mut() {
             held.segment = None;

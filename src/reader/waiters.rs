@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use crate::journal::front::Front;
 use crate::planted::{self, Bug};
 use crate::sync::thread::{self, Thread};
 use crate::sync::{AtomicBool, Mutex, Ordering, spin_until};
@@ -55,6 +56,9 @@ pub(crate) struct Line {
     next: u64,
     /// Tickets that left the line with a promise.
     promised: BTreeSet<u64>,
+    /// Who is told how many wait without a promise.
+    told: Option<Arc<Front>>,
+    told_waiting: u64,
 }
 
 /// Waiters to be woken once the lock is released: no waker runs under it.
@@ -76,6 +80,21 @@ impl Wakes {
 }
 
 impl Line {
+    /// A line of consumers, whom a put must know of.
+    pub(crate) fn known_to(front: Arc<Front>) -> Line {
+        Line { told: Some(front), ..Line::default() }
+    }
+
+    fn tell(&mut self) {
+        let now = self.waiting.len() as u64;
+        if let Some(front) = &self.told
+            && now != self.told_waiting
+        {
+            front.count_waiting(self.told_waiting, now);
+            self.told_waiting = now;
+        }
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.waiting.len() as u64 + self.promised()
     }
@@ -100,6 +119,7 @@ impl Line {
         let number = self.next;
         self.next += 1;
         self.waiting.insert(number, Arc::clone(&waiter));
+        self.tell();
         Ticket { number, waiter, left: AtomicBool::new(false) }
     }
 
@@ -116,6 +136,7 @@ impl Line {
             // Also one that had left: a promise can be spent on an item that turns out damaged.
             ticket.left.store(false, Ordering::Relaxed);
             self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));
+            self.tell();
         }
     }
 
@@ -123,6 +144,7 @@ impl Line {
     pub(crate) fn leave(&mut self, ticket: &Ticket) -> bool {
         ticket.left.store(true, Ordering::Relaxed);
         if self.waiting.remove(&ticket.number).is_some() {
+            self.tell();
             return false;
         }
         self.promised.remove(&ticket.number)
@@ -137,14 +159,14 @@ impl Line {
 
     /// Promises until `available` promises are out or nobody waits.
     pub(crate) fn promise_up_to(&mut self, available: u64, wakes: &mut Wakes) {
-        while self.promised() < available {
-            let Some((number, waiter)) = self.waiting.pop_first() else {
-                return;
-            };
+        while self.promised() < available
+            && let Some((number, waiter)) = self.waiting.pop_first()
+        {
             self.promised.insert(number);
             waiter.called.store(true, Ordering::Release);
             wakes.0.push(waiter);
         }
+        self.tell();
     }
 
     /// Calls everybody: the queue is going away.

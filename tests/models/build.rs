@@ -47,22 +47,22 @@ const BUGS: &[Bug] = &[
     Bug(
         "seal seen too early",
         "journal/progress.rs",
-        "let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;",
-        "if PLANTED && !self.sealed.load(Ordering::SeqCst) { self.done.fetch_add(1, Ordering::SeqCst); return false; }\n\
-         let done = self.done.fetch_add(1, Ordering::AcqRel) + 1;",
+        "let done = self.done.0.fetch_add(1, Ordering::AcqRel) + 1;",
+        "if PLANTED && !self.sealed.load(Ordering::SeqCst) { self.done.0.fetch_add(1, Ordering::SeqCst); return false; }\n\
+         let done = self.done.0.fetch_add(1, Ordering::AcqRel) + 1;",
     ),
     Bug(
         "done is looked up again",
         "journal/progress.rs",
         "self.sealed.load(Ordering::Acquire) && done >= self.count()",
         "self.sealed.load(Ordering::Acquire) \
-         && if PLANTED { self.done.load(Ordering::SeqCst) } else { done } >= self.count()",
+         && if PLANTED { self.done.0.load(Ordering::SeqCst) } else { done } >= self.count()",
     ),
     Bug(
         "weak done",
         "journal/progress.rs",
-        "self.done.load(Ordering::Acquire)",
-        "self.done.load(if PLANTED { Ordering::Relaxed } else { Ordering::Acquire })",
+        "self.done.0.load(Ordering::Acquire)",
+        "self.done.0.load(if PLANTED { Ordering::Relaxed } else { Ordering::Acquire })",
     ),
     Bug(
         "weak seal",
@@ -139,20 +139,44 @@ const BUGS: &[Bug] = &[
     Bug(
         "joins without a look",
         "queue/take.rs",
-        "let ticket = reader.line.join();\n        reader.promise(&mut wakes);",
-        "let ticket = reader.line.join();\n        if !PLANTED { reader.promise(&mut wakes); }",
+        "self.look_once_more(None);",
+        "if !PLANTED { self.look_once_more(None); }",
+    ),
+    Bug(
+        "rejoins without a look",
+        "queue/take.rs",
+        "self.look_once_more(seen);",
+        "if !PLANTED { self.look_once_more(seen); }",
+    ),
+    Bug(
+        "looks without the tail",
+        "queue/take.rs",
+        "drop(self.journal.tail.lock());",
+        "if !PLANTED { drop(self.journal.tail.lock()); }",
+    ),
+    Bug(
+        "puts without a look",
+        "queue/put.rs",
+        "let is_awaited = is_shown && front.has_waiting();",
+        "let is_awaited = is_shown && !PLANTED && front.has_waiting();",
+    ),
+    Bug(
+        "waiting is not told",
+        "reader/waiters.rs",
+        "self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));\n            self.tell();",
+        "self.waiting.insert(ticket.number, Arc::clone(&ticket.waiter));\n            if !PLANTED { self.tell(); }",
     ),
     Bug(
         "published in silence",
-        "reader/mod.rs",
-        "0 });\n        self.promise(wakes);",
-        "0 });\n        if !PLANTED { self.promise(wakes); }",
+        "queue/core.rs",
+        "self.reader.lock().promise(&mut wakes.borrow_mut());",
+        "if !PLANTED { self.reader.lock().promise(&mut wakes.borrow_mut()); }",
     ),
     Bug(
         "shown behind what is hidden",
-        "reader/mod.rs",
-        "let hide = hide || self.visible_id < self.offered_id;",
-        "let hide = hide || (!PLANTED && self.visible_id < self.offered_id);",
+        "journal/front.rs",
+        "let is_next = self.visible.load(Ordering::Relaxed) >= before;",
+        "let is_next = PLANTED || self.visible.load(Ordering::Relaxed) >= before;",
     ),
     Bug(
         "room is kept",

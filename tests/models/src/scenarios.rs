@@ -354,7 +354,7 @@ fn queue_in(dir: Option<PathBuf>, options: QueueOptions, upkeep: Upkeep) -> Arc<
         archive: None,
     };
     let journal = Journal::new(context, outcome.recovered, LEN_MIN);
-    let reader = Reader::new(None, 0, 0, 0);
+    let reader = Reader::new(Arc::clone(&journal.front), None, 0, 0, 0);
     Core::new("q".into(), Arc::new(shared), journal, reader, options, RecoveryReport::default(), 0, true)
 }
 
@@ -569,6 +569,23 @@ pub fn order_goes_before_speed() {
     join(consumer);
 }
 
+/// A put that waits for the device beside one that does not, and a consumer: which of them shows the second item is open.
+pub fn shown_by_either() {
+    let core = queue(QueueOptions::default());
+    let putter = Arc::clone(&core);
+    let putter = spawn(move || put(&putter, "a"));
+    let consumer = Arc::clone(&core);
+    let consumer = spawn(move || {
+        assert_eq!(get(&consumer), 1, "not in the order of ids");
+        assert_eq!(get(&consumer), 2, "not in the order of ids");
+    });
+    let quick = PutOptions::default().durability(Durability::Os);
+    core.put(New::items(&[b"b"]), &quick, Room::ByPolicy, false, &mut Vec::new()).expect("nothing fails");
+    core.sync_appended();
+    join(putter);
+    join(consumer);
+}
+
 /// Two putters wait for room in a queue of one item.
 pub fn room_is_passed_on() {
     let core = queue(os().max_items(1).when_full(WhenFull::Wait));
@@ -755,7 +772,7 @@ pub fn a_place_in_two_lines() {
     put(&queues[1], "b");
     put(&queues[0], "a");
     join(any);
-    if queues[0].reader.lock().items == 1 {
+    if queues[0].reader.lock().items() == 1 {
         put(&queues[1], "c");
     }
     join(next);
