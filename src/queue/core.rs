@@ -422,8 +422,10 @@ impl Core {
             // A sweep would read items into memory that are about to be found elsewhere.
             return Some(self.tend_after_ms());
         }
-        // From now on whoever changes something rings again.
+        // From now on whoever changes something rings again: puts that come before this look at the tail are seen below, and
+        // those after it see that the flag is down.
         self.tending.store(false, Ordering::Release);
+        drop(self.journal.tail.lock());
         let (durability, max_sweep) = {
             let options = self.options.read();
             (options.durability, options.max_expire_sweep)
