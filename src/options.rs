@@ -334,6 +334,7 @@ pub struct PutOptions {
     pub(crate) expiry: Expiry,
     pub(crate) durability: Option<Durability>,
     pub(crate) flags: u32,
+    pub(crate) delay: Duration,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -368,6 +369,16 @@ impl PutOptions {
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
+        self
+    }
+
+    /// The item is not delivered before this much time has passed: until then no get, open or peek meets it, and
+    /// [`Queue::len`](crate::Queue::len) does not count it. After that it stands before all items that were put later than its
+    /// due time. It keeps its delay across a restart, and a clock that is set back does not lengthen it; an item that expires
+    /// before it is due is never delivered. Limits count it from the put on.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
         self
     }
 

@@ -63,6 +63,8 @@ pub(crate) enum Bug {
     MarkBeforeMoved,
     /// A segment is freed before the marks are durable that its moved items vouch for.
     FreeUnpaid,
+    /// Bytes are given back before the marks that allow it are durable.
+    PunchBeforeSync,
     /// A frame's end is published without the frame (for the models).
     PublishRelaxed,
     /// A seal looks for open items before it is told (for the models).

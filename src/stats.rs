@@ -63,6 +63,8 @@ pub struct QueueStats {
     pub leases_ended: u64,
     /// Counter: items moved to the dead letters.
     pub dead_lettered: u64,
+    /// Items whose delay has not ended; not in `items`.
+    pub deferred_items: u64,
 }
 
 /// A set's counters and gauges at one moment.

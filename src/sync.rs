@@ -6,7 +6,7 @@ pub(crate) use std::thread;
 
 pub(crate) use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 pub(crate) use event_listener::{Event, EventListener};
-pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 /// Looks for a few microseconds before the caller parks: a partner on another core answers sooner than a sleep and a wake
 /// take. Not on one core, where looking keeps the partner from running.

@@ -28,6 +28,8 @@ pub(crate) enum Chore {
     Tend(Weak<Core>, u64),
     /// End leases after this many ms.
     EndLeases(Weak<Core>, u64),
+    /// Look for items whose delay has ended, after this many ms.
+    Ripen(Weak<Core>, u64),
     /// Move items to the dead letters.
     Bury(Weak<Core>),
     Stop,
@@ -108,8 +110,15 @@ struct Due {
     at_ms: u64,
     serial: u64,
     queue: Weak<Core>,
-    /// End leases, instead of looking after the queue.
-    leases: bool,
+    what: Round,
+}
+
+/// What is done for a queue by time.
+#[derive(Clone, Copy, Debug)]
+enum Round {
+    Tend,
+    EndLeases,
+    Ripen,
 }
 
 impl PartialEq for Due {
@@ -177,21 +186,22 @@ impl Rounds {
                 // Somebody was just leaving one of them: look again in a moment.
                 let left = queue.upgrade().is_some_and(|core| core.free_spent());
                 if left {
-                    self.later(queue, 1, false);
+                    self.later(queue, 1, Round::Tend);
                 }
             }
             Chore::Sync(queue) => with(&queue, |core| core.sync_appended()),
-            Chore::Tend(queue, after_ms) => self.later(queue, after_ms, false),
-            Chore::EndLeases(queue, after_ms) => self.later(queue, after_ms, true),
+            Chore::Tend(queue, after_ms) => self.later(queue, after_ms, Round::Tend),
+            Chore::EndLeases(queue, after_ms) => self.later(queue, after_ms, Round::EndLeases),
+            Chore::Ripen(queue, after_ms) => self.later(queue, after_ms, Round::Ripen),
             Chore::Bury(queue) => with(&queue, |core| core.bury()),
             Chore::Stop => {}
         }
     }
 
-    fn later(&mut self, queue: Weak<Core>, after_ms: u64, leases: bool) {
+    fn later(&mut self, queue: Weak<Core>, after_ms: u64, what: Round) {
         self.serial += 1;
         let at_ms = self.disk.mono_exact_ms().saturating_add(after_ms);
-        self.due.push(Reverse(Due { at_ms, serial: self.serial, queue, leases }));
+        self.due.push(Reverse(Due { at_ms, serial: self.serial, queue, what }));
     }
 
     fn perform_due(&mut self) {
@@ -203,10 +213,14 @@ impl Rounds {
             let Some(core) = due.queue.upgrade() else {
                 continue;
             };
-            if due.leases {
-                core.end_leases();
-            } else if let Some(after_ms) = core.tend() {
-                self.later(due.queue, after_ms, false);
+            match due.what {
+                Round::EndLeases => core.end_leases(),
+                Round::Ripen => core.ripen(),
+                Round::Tend => {
+                    if let Some(after_ms) = core.tend() {
+                        self.later(due.queue, after_ms, Round::Tend);
+                    }
+                }
             }
         }
     }

@@ -217,6 +217,11 @@ impl File {
         each!(self, f => real::allocate(f, len), s => s.allocate(len))
     }
 
+    /// Gives the space of whole pages back; they read as zeros then. `false`: this file system cannot.
+    pub(crate) fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        each!(self, f => real::punch(f, offset, len), s => s.punch(offset, len))
+    }
+
     /// Makes the file's bytes, also those stored through a map, and its length durable.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         each!(self, f => f.sync_data(), s => s.sync_data())

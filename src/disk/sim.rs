@@ -39,6 +39,8 @@ pub enum Op {
     Create,
     /// Space is allocated.
     Allocate,
+    /// Space is given back in the middle of a file.
+    Punch,
     /// Bytes are written or stored through a map.
     Write,
     /// Bytes are read.
@@ -692,7 +694,11 @@ impl World {
     }
 
     fn write(&mut self, inode: usize, offset: usize, bytes: &[u8]) -> io::Result<()> {
-        let when = self.step(Op::Write)?;
+        self.write_as(Op::Write, inode, offset, bytes)
+    }
+
+    fn write_as(&mut self, op: Op, inode: usize, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        let when = self.step(op)?;
         let end = offset.checked_add(bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
         let more = end.saturating_sub(self.inode(inode)?.data.len);
         if more > 0 {
@@ -1370,6 +1376,14 @@ impl SimFile {
         data.len = data.len.max(len);
         world.answer()?;
         Ok(true)
+    }
+
+    pub(crate) fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let mut world = self.disk.world()?;
+        let zeros = vec![0; len as usize];
+        let result = world.write_as(Op::Punch, self.inode, offset as usize, &zeros);
+        world.log_file(Op::Punch, self.inode, offset as usize, &zeros, &result);
+        result.map(|()| true)
     }
 
     pub(crate) fn sync_data(&self) -> io::Result<()> {

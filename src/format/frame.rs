@@ -19,7 +19,7 @@
 use super::{Bytes, crc};
 
 pub(crate) const HEADER_BYTES: usize = 24;
-pub(crate) const EXTENSION_MAX: usize = 40;
+pub(crate) const EXTENSION_MAX: usize = 48;
 pub(crate) const PAYLOAD_MAX: u32 = (1 << 28) - 1;
 pub(crate) const ORDINAL_MAX: u32 = (1 << 26) - 1;
 pub(crate) const ALIGN: u32 = 8;
@@ -34,7 +34,7 @@ const FLAG_NOTE: u32 = 16;
 const FLAGS_KNOWN: u32 = FLAG_ID | FLAG_EXPIRY | FLAG_USER | FLAG_ORIGIN | FLAG_NOTE;
 
 const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN as usize));
-const _: () = assert!(EXTENSION_MAX == 8 + 8 + 8 + 16);
+const _: () = assert!(EXTENSION_MAX == 8 + 8 + 8 + 16 + 8);
 const _: () = assert!(crate::journal::segment::LEN_MAX / ALIGN <= 1 << 27);
 
 /// The secret of one use of a segment file: it seeds every checksum in it, so that frames of an earlier use never pass.
@@ -62,6 +62,8 @@ pub(crate) enum Kind {
     BatchEnd = 3,
     /// No item: says how far the device has everything, while a queue is idle.
     Checkpoint = 6,
+    /// One item that is not delivered before a time of its own, which ends the extension.
+    Deferred = 7,
 }
 
 impl Kind {
@@ -71,6 +73,7 @@ impl Kind {
             2 => Some(Kind::BatchPart),
             3 => Some(Kind::BatchEnd),
             6 => Some(Kind::Checkpoint),
+            7 => Some(Kind::Deferred),
             _ => None,
         }
     }
@@ -96,6 +99,8 @@ pub(crate) struct Frame {
     pub(crate) id: Option<u64>,
     /// Absolute ms since 1970.
     pub(crate) expiry_ms: Option<u64>,
+    /// Of a [`Kind::Deferred`]: absolute ms since 1970, before which it is not delivered.
+    pub(crate) due_ms: u64,
     /// The user's 32 bits.
     pub(crate) user_flags: u32,
     /// Starts that an item brought from its earlier place.
@@ -129,7 +134,7 @@ impl Frame {
 
     /// Bytes between the frame's offset and its payload.
     pub(crate) fn head_len(&self) -> u32 {
-        HEADER_BYTES as u32 + extension_len(self.flags())
+        HEADER_BYTES as u32 + extension_len(self.kind, self.flags())
     }
 
     /// Bytes from the frame's offset to the next frame's.
@@ -138,9 +143,9 @@ impl Frame {
     }
 }
 
-fn extension_len(flags: u32) -> u32 {
+fn extension_len(kind: Kind, flags: u32) -> u32 {
     let eights = (flags & FLAG_ID != 0) as u32 + (flags & FLAG_EXPIRY != 0) as u32 + (flags & FLAG_USER != 0) as u32;
-    eights * 8 + (flags & FLAG_ORIGIN != 0) as u32 * 16
+    eights * 8 + (flags & FLAG_ORIGIN != 0) as u32 * 16 + (kind == Kind::Deferred) as u32 * 8
 }
 
 /// `payload_len` is at most 2^28, so nothing overflows.
@@ -171,7 +176,7 @@ pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEAD
         out[4 + 4 * i..8 + 4 * i].copy_from_slice(&word.to_le_bytes());
     }
     let mut end = HEADER_BYTES;
-    if flags != 0 {
+    if flags != 0 || frame.kind == Kind::Deferred {
         let mut push = |bytes: &[u8]| {
             out[end..end + bytes.len()].copy_from_slice(bytes);
             end += bytes.len();
@@ -190,13 +195,16 @@ pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEAD
             push(&queue.to_le_bytes());
             push(&item.to_le_bytes());
         }
+        if frame.kind == Kind::Deferred {
+            push(&frame.due_ms.to_le_bytes());
+        }
     }
     let sum = crc(salt.header_seed() ^ offset, &out[4..end]);
     out[0..4].copy_from_slice(&sum.to_le_bytes());
     end
 }
 
-/// Decodes the frame whose first bytes are `head` (as many as there are, up to 64), at `offset`, ending at or before
+/// Decodes the frame whose first bytes are `head` (as many as there are, up to 72), at `offset`, ending at or before
 /// `limit`. Rules 1 to 4; the cheap ones first, because the search behind damage tries every eighth byte.
 #[inline]
 pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option<Frame> {
@@ -216,7 +224,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
     if synced_to > offset / ALIGN {
         return None;
     }
-    let head_len = HEADER_BYTES as u32 + extension_len(flags);
+    let head_len = HEADER_BYTES as u32 + extension_len(kind, flags);
     let total = frame_len(head_len, payload_len);
     if offset.checked_add(total).is_none_or(|end| end > limit) {
         return None;
@@ -228,6 +236,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
     let expiry_ms = if flags & FLAG_EXPIRY != 0 { Some(bytes.u64()?) } else { None };
     let (user_flags, starts_before) = if flags & FLAG_USER != 0 { (bytes.u32()?, bytes.u32()?) } else { (0, 0) };
     let origin = if flags & FLAG_ORIGIN != 0 { Some((bytes.u64()?, bytes.u64()?)) } else { None };
+    let due_ms = if kind == Kind::Deferred { bytes.u64()? } else { 0 };
     Some(Frame {
         kind,
         payload_len,
@@ -237,6 +246,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
         synced_to: synced_to * ALIGN,
         id,
         expiry_ms,
+        due_ms,
         user_flags,
         starts_before,
         origin,
@@ -251,13 +261,15 @@ mod tests {
 
     fn any_frame() -> impl Strategy<Value = Frame> {
         (
-            (0u8..4, 0..=PAYLOAD_MAX, any::<u32>(), 0..=ORDINAL_MAX),
+            (0u8..5, 0..=PAYLOAD_MAX, any::<u32>(), 0..=ORDINAL_MAX),
             (any::<u32>(), 0u32..1 << 20, any::<Option<u64>>(), any::<Option<u64>>()),
             (any::<u32>(), any::<u32>(), any::<Option<(u64, u64)>>(), any::<bool>()),
         )
             .prop_map(
                 |((kind, payload_len, payload_crc, ordinal), (time_delta, synced, id, expiry_ms), rest)| Frame {
-                    kind: [Kind::Item, Kind::BatchPart, Kind::BatchEnd, Kind::Checkpoint][kind as usize],
+                    kind: [Kind::Item, Kind::BatchPart, Kind::BatchEnd, Kind::Checkpoint, Kind::Deferred]
+                        [kind as usize],
+                    due_ms: if kind == 4 { rest.0.into() } else { 0 },
                     payload_len,
                     payload_crc,
                     ordinal,
@@ -320,6 +332,7 @@ mod tests {
             starts_before: 0,
             origin: None,
             noted: false,
+            due_ms: 0,
         };
         let mut out = [0; HEADER_BYTES + EXTENSION_MAX];
         let len = encode(&frame, Salt(1), 4096, &mut out);

@@ -13,9 +13,11 @@ pub(crate) struct Front {
     appended: AtomicU64,
     /// Items up to this id may be delivered; what comes behind one that waits for the device waits too.
     visible: AtomicU64,
-    /// Payload bytes appended by this process, and items with an expiry of their own.
+    /// Payload bytes appended by this process, items with an expiry of their own, items with a delay.
     payload_bytes: AtomicU64,
     expiring: AtomicU64,
+    deferred: AtomicU64,
+    deferred_bytes: AtomicU64,
     /// Consumers who stand in line without a promise.
     waiting: AtomicU64,
 }
@@ -25,6 +27,8 @@ pub(crate) struct Front {
 pub(crate) struct Intake {
     pub(crate) payload_bytes: u64,
     pub(crate) expiring: u64,
+    pub(crate) deferred: u64,
+    pub(crate) deferred_bytes: u64,
 }
 
 impl Front {
@@ -34,6 +38,8 @@ impl Front {
             visible: AtomicU64::new(last_id),
             payload_bytes: AtomicU64::new(0),
             expiring: AtomicU64::new(0),
+            deferred: AtomicU64::new(0),
+            deferred_bytes: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
         }
     }
@@ -52,6 +58,8 @@ impl Front {
         Intake {
             payload_bytes: self.payload_bytes.load(Ordering::Relaxed),
             expiring: self.expiring.load(Ordering::Relaxed),
+            deferred: self.deferred.load(Ordering::Relaxed),
+            deferred_bytes: self.deferred_bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -60,6 +68,8 @@ impl Front {
     pub(crate) fn advance(&self, last: u64, intake: Intake) {
         self.payload_bytes.store(intake.payload_bytes, Ordering::Relaxed);
         self.expiring.store(intake.expiring, Ordering::Relaxed);
+        self.deferred.store(intake.deferred, Ordering::Relaxed);
+        self.deferred_bytes.store(intake.deferred_bytes, Ordering::Relaxed);
         self.appended.store(last, Ordering::Release);
     }
 

@@ -10,6 +10,7 @@
 
 pub(crate) mod commit;
 pub(crate) mod front;
+pub(crate) mod holes;
 pub(crate) mod lane;
 pub(crate) mod letters;
 pub(crate) mod moves;
@@ -33,6 +34,7 @@ use crate::planted::{self, Bug};
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 use commit::Commit;
 use front::{Front, Intake};
+use holes::Holes;
 use pool::{NoSpare, Pool, Spare};
 use segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment};
 
@@ -82,6 +84,8 @@ struct Spent {
 pub(crate) struct NewItem<'a> {
     pub(crate) payload: &'a [u8],
     pub(crate) expiry_ms: u64,
+    /// Not delivered before; 0: at once.
+    pub(crate) due_ms: u64,
     pub(crate) user_flags: u32,
     pub(crate) moved: Option<Moved>,
 }
@@ -170,6 +174,9 @@ pub(crate) struct Entry {
     pub(crate) marks_unsynced: bool,
     /// Its marks are an earlier process's, who may not have synced them.
     pub(crate) marks_unproven: bool,
+    pub(crate) holes: Holes,
+    /// Pages of the file may not be allocated: holes were punched, or an earlier process may have.
+    pub(crate) may_have_holes: bool,
 }
 
 impl Entry {
@@ -191,6 +198,11 @@ impl Entry {
     /// Somebody beside the table uses it.
     fn is_held(&self) -> bool {
         self.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1)
+    }
+
+    /// Bytes of the file, without what was given back.
+    fn disk_bytes(&self) -> u64 {
+        u64::from(self.header.segment_bytes - self.holes.bytes.min(self.header.segment_bytes))
     }
 
     /// Closes a sealed segment that nobody uses and that is not to be freed.
@@ -385,7 +397,8 @@ impl Journal {
     pub(crate) fn append(&self, tail: &mut Tail, item: NewItem<'_>, put_ms: u64) -> Result<u64, AppendError> {
         let mut write = self.make_room(tail, 1, frame_bytes(&item), put_ms)?;
         let segment = tail.segment.as_deref().ok_or(AppendError::Exhausted)?;
-        if let Err(error) = write_item(segment, &mut write, item, Kind::Item, put_ms) {
+        let kind = if item.due_ms == 0 { Kind::Item } else { Kind::Deferred };
+        if let Err(error) = write_item(segment, &mut write, item, kind, put_ms) {
             return Err(self.abandon(tail, error));
         }
         self.advance(tail, write);
@@ -604,6 +617,8 @@ impl Journal {
                 lost: Vec::new(),
                 marks_unsynced: false,
                 marks_unproven: false,
+                holes: Holes::default(),
+                may_have_holes: false,
             },
         );
         tail.segment = Some(segment);
@@ -811,7 +826,7 @@ impl Journal {
                 let (mut offset, end) = (FRAMES_AT, segment.end());
                 while offset < end {
                     let Some(frame) = segment.frame_at(offset, end)? else {
-                        offset += frame::ALIGN;
+                        offset = segment.data_from(offset + frame::ALIGN, end)?;
                         continue;
                     };
                     if frame.kind.is_item() {
@@ -1022,6 +1037,7 @@ impl Journal {
             starts_before: 0,
             origin: None,
             noted: false,
+            due_ms: 0,
         };
         if synced_to < tail.end || tail.end + frame.total_len() > tail.limit {
             return Ok(());
@@ -1093,7 +1109,9 @@ impl Journal {
                 table.remove(&number)
             };
             if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {
-                let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len);
+                let whole = !entry.may_have_holes && entry.holes.bytes == 0;
+                self.context.pool.add_disk_bytes(entry.holes.bytes.into());
+                let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len, whole);
                 // The header says that it is gone; the next open removes what is left of it.
                 first_error = first_error.and(given);
             }
@@ -1195,7 +1213,7 @@ impl Journal {
         let mut left = self.giving.lock();
         *left = true;
         let mut table = self.table.lock();
-        let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
+        let bytes = table.values().map(Entry::disk_bytes).sum();
         table.clear();
         bytes
     }
@@ -1219,7 +1237,7 @@ impl Journal {
     /// Segments, their bytes, and bytes not known to be durable.
     pub(crate) fn gauges(&self) -> (u64, u64, u64) {
         let table = self.table.lock();
-        let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
+        let bytes = table.values().map(Entry::disk_bytes).sum();
         let unsynced =
             self.appended_bytes.load(Ordering::Relaxed).saturating_sub(self.durable_bytes.load(Ordering::Relaxed));
         (table.len() as u64, bytes, if self.context.dir.is_some() { unsynced } else { 0 })
@@ -1274,6 +1292,7 @@ fn write_item(
         starts_before: item.moved.map_or(0, |moved| moved.starts),
         origin: item.moved.map(|moved| moved.origin),
         noted: item.moved.is_some_and(|moved| moved.noted),
+        due_ms: item.due_ms,
     };
     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
     let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
@@ -1294,6 +1313,10 @@ fn write_item(
     write.last_ms = write.last_ms.max(segment.base_ms + u64::from(time_delta));
     write.intake.payload_bytes += u64::from(frame.payload_len);
     write.intake.expiring += u64::from(item.expiry_ms != NEVER_MS);
+    if item.due_ms != 0 {
+        write.intake.deferred += 1;
+        write.intake.deferred_bytes += u64::from(frame.payload_len);
+    }
     Ok(())
 }
 
@@ -1302,7 +1325,8 @@ fn frame_bytes(item: &NewItem<'_>) -> u64 {
     let user = item.user_flags != 0 || item.moved.is_some_and(|moved| moved.starts != 0);
     let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 }
         + if user { 8 } else { 0 }
-        + if item.moved.is_some() { 16 } else { 0 };
+        + if item.moved.is_some() { 16 } else { 0 }
+        + if item.due_ms != 0 { 8 } else { 0 };
     (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64).next_multiple_of(u64::from(frame::ALIGN))
 }
 

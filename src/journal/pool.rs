@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::disk::{self, Disk, EntryKind, File, Map};
 use crate::format::header::PAGE;
 use crate::planted::{self, Bug};
-use crate::sync::Mutex;
+use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// A file that waits to become a segment.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Pool {
     mapped: bool,
     bytes_max: u64,
     disk_max: u64,
+    /// The file system has refused to punch a hole.
+    cannot_punch: AtomicBool,
     /// Lock 5.
     state: Mutex<State>,
 }
@@ -56,6 +58,8 @@ struct Waiting {
     /// An earlier process left it. Power may have been lost since it was a segment, and its number may be given out again:
     /// then its new name could reach the device and its new content not, and the old segment would be back.
     found: bool,
+    /// Every page is allocated.
+    whole: bool,
 }
 
 impl Pool {
@@ -82,7 +86,7 @@ impl Pool {
                 match u32::try_from(len) {
                     Ok(len) if len.is_power_of_two() && state.spare_bytes + u64::from(len) <= bytes_max => {
                         state.spare_bytes += u64::from(len);
-                        state.spares.push(Waiting { len, path, found: true });
+                        state.spares.push(Waiting { len, path, found: true, whole: false });
                         found += 1;
                     }
                     _ => disk.unlink(&path)?,
@@ -94,7 +98,15 @@ impl Pool {
                 disk.sync_dir(&dir)?;
             }
         }
-        Ok(Pool { disk, dir, mapped, bytes_max, disk_max, state: Mutex::new(state) })
+        Ok(Pool {
+            disk,
+            dir,
+            mapped,
+            bytes_max,
+            disk_max,
+            cannot_punch: AtomicBool::new(false),
+            state: Mutex::new(state),
+        })
     }
 
     pub(crate) fn mapped(&self) -> bool {
@@ -165,7 +177,11 @@ impl Pool {
             file.write_at(0, &[0; PAGE])?;
             file.sync_data()?;
         }
-        // A spare that was allocated once stays so; on a file system that is not trusted with that, nothing is mapped.
+        // A spare that was allocated once and not punched stays so; on a file system that is not trusted with that, nothing is
+        // mapped.
+        if !waiting.whole {
+            file.allocate(u64::from(len))?;
+        }
         let map = self.disk.open_map(&file, len as usize, self.mapped)?;
         Ok(Spare { path: Some(waiting.path.clone()), file: Some(file), map, len })
     }
@@ -185,9 +201,18 @@ impl Pool {
         made
     }
 
-    /// Takes a spent segment's file back, or removes it if the pool is full. The queue's header must say durably that the
+    /// Whether holes can be punched, as far as is known.
+    pub(crate) fn may_punch(&self) -> bool {
+        !self.cannot_punch.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn never_punch(&self) {
+        self.cannot_punch.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes a spent segment's file back, or removes it if the pool is full; `whole`: every page of it is allocated. The queue's header must say durably that the
     /// segment is gone.
-    pub(crate) fn give(&self, path: &std::path::Path, len: u32) -> io::Result<()> {
+    pub(crate) fn give(&self, path: &std::path::Path, len: u32, whole: bool) -> io::Result<()> {
         let mut state = self.state.lock();
         // Where nothing is mapped, the file system writes elsewhere anyhow: a spare would save nothing, and on a full medium keep
         // the space that the next segment needs.
@@ -207,7 +232,7 @@ impl Pool {
         let mut state = self.state.lock();
         match renamed {
             Ok(()) => {
-                state.spares.push(Waiting { len, path: to, found: false });
+                state.spares.push(Waiting { len, path: to, found: false, whole });
                 Ok(())
             }
             Err(error) => {
@@ -223,7 +248,7 @@ impl Pool {
         if let Some(path) = spare.path {
             let mut state = self.state.lock();
             state.spare_bytes += u64::from(spare.len);
-            state.spares.push(Waiting { len: spare.len, path, found: false });
+            state.spares.push(Waiting { len: spare.len, path, found: false, whole: true });
         }
     }
 

@@ -18,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::holes::Holes;
 use super::lane::{self, BLOCK, BLOCK_LANES, Lane};
 use super::segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment, block_is_ours};
 use super::verdict::{Evidence, Verdict, judge};
@@ -280,6 +281,8 @@ impl<'a> Recovery<'a> {
                     cleared: false,
                     marks_unsynced: segment.marked,
                     marks_unproven: segment.marked,
+                    holes: Holes::default(),
+                    may_have_holes: true,
                     header: segment.header,
                 },
             );
@@ -301,6 +304,8 @@ impl<'a> Recovery<'a> {
                     cleared: true,
                     marks_unsynced: false,
                     marks_unproven: false,
+                    holes: Holes::default(),
+                    may_have_holes: true,
                     header: segment.header,
                 },
             );

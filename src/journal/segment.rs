@@ -225,6 +225,30 @@ impl Segment {
         Ok(())
     }
 
+    /// From `offset` on, where the next bytes that are not zero are, as far as whole pages tell; for who looks for frames
+    /// behind a hole.
+    pub(crate) fn data_from(&self, offset: u32, end: u32) -> io::Result<u32> {
+        let mut at = offset;
+        let mut page = [0; PAGE];
+        while at < end && at.is_multiple_of(PAGE as u32) {
+            let bytes = &mut page[..((end - at) as usize).min(PAGE)];
+            self.map.copy_out(at as usize, bytes)?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                break;
+            }
+            at += bytes.len() as u32;
+        }
+        Ok(at)
+    }
+
+    /// Gives whole pages back to the file system; they read as zeros afterwards. `false`: it cannot.
+    pub(crate) fn punch(&self, range: std::ops::Range<u32>) -> io::Result<bool> {
+        match &self.file {
+            Some(file) => file.punch(range.start.into(), (range.end - range.start).into()),
+            None => Ok(false),
+        }
+    }
+
     /// Makes everything stored so far durable, marks included.
     pub(crate) fn sync(&self) -> io::Result<()> {
         // Before the sync: a mark stored during it counts as unsynced again.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
 use crate::error::{Error, GetError, SyncError};
-use crate::ids::{self, ItemId};
+use crate::ids::{self, ItemId, Place};
 use crate::journal::Journal;
 use crate::journal::commit::Commit;
 use crate::journal::lane::Lane;
@@ -22,7 +22,7 @@ use crate::queue::put::Limits;
 use crate::reader::waiters::Wakes;
 use crate::reader::{Finds, Reader, Rules};
 use crate::stats::{QueueStats, RecoveryReport};
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, RwLock};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 use crate::upkeep::{Chore, Upkeep};
 
 /// How long a queue that has something to do by time is left alone.
@@ -86,6 +86,10 @@ pub(crate) struct Core {
     pub(super) debts: Mutex<Vec<Weak<Core>>>,
     /// Spent segments that were shown to the archive.
     pub(super) archived: Mutex<BTreeSet<u64>>,
+    /// For when the upkeep thread has been asked to look for items whose delay has ended.
+    due_ms: AtomicU64,
+    /// Segments that held little when the queue was last looked after.
+    sparse: Mutex<BTreeSet<u64>>,
     /// Segments up to this number stay until the next open.
     pub(super) unpaid: AtomicU64,
     /// Tells this load of the queue from every other in the process.
@@ -161,6 +165,8 @@ impl Core {
             tended_id: AtomicU64::new(0),
             debts: Mutex::new(Vec::new()),
             archived: Mutex::new(BTreeSet::new()),
+            due_ms: AtomicU64::new(u64::MAX),
+            sparse: Mutex::new(BTreeSet::new()),
             unpaid: AtomicU64::new(0),
             life: ids::next_life(),
             me: me.clone(),
@@ -319,6 +325,9 @@ impl Core {
         if finds.doomed {
             self.shared.upkeep.ring(Chore::Bury(self.me.clone()));
         }
+        if let Some(due_ms) = finds.due_ms {
+            self.ring_due(due_ms);
+        }
     }
 
     pub(crate) fn ring_free(&self) {
@@ -338,6 +347,48 @@ impl Core {
         if self.has_journal_or_expiry() && !self.tending.load(Ordering::Relaxed) {
             self.ring_tend_now();
         }
+    }
+
+    /// Asks to be looked at when a delay has ended.
+    pub(super) fn ring_due(&self, due_ms: u64) {
+        if self.due_ms.load(Ordering::Relaxed) > due_ms && self.due_ms.fetch_min(due_ms, Ordering::AcqRel) > due_ms {
+            let after_ms = due_ms.saturating_sub(self.shared.clock.exact_ms());
+            self.shared.upkeep.ring(Chore::Ripen(self.me.clone(), after_ms));
+        }
+    }
+
+    /// Calls consumers for what has become due.
+    pub(crate) fn ripen(&self) {
+        if self.is_forked() || self.shared.settling.load(Ordering::Acquire) {
+            return;
+        }
+        // From now on a put rings again; the tail parts those that are seen below from those that see this.
+        self.due_ms.store(u64::MAX, Ordering::Release);
+        drop(self.journal.tail.lock());
+        let mut wakes = Wakes::default();
+        let mut reader = self.reader.lock();
+        if reader.closed {
+            return;
+        }
+        let next_ms = reader.ripen(&self.journal, self.rules());
+        reader.promise(&mut wakes);
+        let finds = reader.finds();
+        drop(reader);
+        wakes.wake();
+        self.ring_for(finds);
+        if next_ms == Some(0) {
+            // It waits for the device; nobody tells when that has answered.
+            self.ring_due(self.shared.clock.exact_ms() + 10);
+        }
+    }
+
+    /// The reader, having looked ahead so far that its counts tell waiting from deferred items.
+    pub(crate) fn reader_ahead(&self) -> MutexGuard<'_, Reader> {
+        let mut reader = self.reader.lock();
+        if !reader.closed && !self.is_forked() && !self.shared.settling.load(Ordering::Acquire) {
+            reader.ripen(&self.journal, self.rules());
+        }
+        reader
     }
 
     /// Promises what has come to those who wait for it.
@@ -448,7 +499,42 @@ impl Core {
             self.bury();
         }
         self.free_spent();
+        self.thin_out();
         None
+    }
+
+    /// Gives back the space of done items in segments that have held little for a while. The rules of freeing hold: what
+    /// vouches for a mark stays until that is durable, and an archive is shown whole segments.
+    fn thin_out(&self) {
+        if self.shared.archive.is_some() || self.journal.commit.failure().is_some() {
+            return;
+        }
+        let below = self.reader.lock().reading_from();
+        let mut sparse = self.journal.sparse(below);
+        // Most are spent a moment later: only those that were sparse the last time too.
+        let before = std::mem::replace(&mut *self.sparse.lock(), sparse.keys().copied().collect());
+        let has_new = sparse.keys().any(|number| !before.contains(number));
+        sparse.retain(|number, _| before.contains(number));
+        if has_new {
+            self.ring_later();
+        }
+        // A queue that nobody syncs is synced for this only where there is much to gain.
+        let unsynced: u64 = sparse.values().filter(|sparse| !sparse.durable).map(|sparse| sparse.bytes).sum();
+        let is_worth = unsynced >= 4 * u64::from(self.options.read().segment_bytes);
+        if is_worth && self.sync_round().is_err() {
+            return;
+        }
+        sparse.retain(|_, sparse| sparse.durable || is_worth);
+        if sparse.is_empty() {
+            return;
+        }
+        let paid = self.pay();
+        for number in sparse.into_keys() {
+            if number > paid.above && self.journal.ends_before(number, paid.below) {
+                // What fails is tried again, or latched where it matters.
+                let _ = self.journal.punch(number);
+            }
+        }
     }
 
     pub(super) fn ring_later(&self) {
@@ -470,10 +556,13 @@ impl Core {
         reader.line.end(&mut wakes);
         reader.space.end(&mut wakes);
         if refund {
-            for held in reader.open.values() {
-                if let Some(segment) = &held.segment {
-                    let starts = u8::try_from(held.starts.saturating_sub(1)).unwrap_or(u8::MAX);
-                    let _ = segment.mark(held.place.ordinal, Lane::Waiting { starts });
+            let held = reader.open.values().filter(|held| !held.cleared);
+            let mut held: Vec<(Place, u32)> = held.map(|held| (held.place, held.starts)).collect();
+            held.sort_unstable_by_key(|(place, _)| place.id);
+            for (place, starts) in held {
+                if let Ok(Some(segment)) = reader.segment(&self.journal, place.segment) {
+                    let starts = u8::try_from(starts.saturating_sub(1)).unwrap_or(u8::MAX);
+                    let _ = segment.mark(place.ordinal, Lane::Waiting { starts });
                 }
             }
         }
@@ -504,10 +593,7 @@ impl Core {
     pub(crate) fn stats(&self) -> QueueStats {
         let (segments, log_size, unsynced_bytes) = self.journal.gauges();
         let now_ms = self.shared.clock.exact_ms();
-        let mut reader = self.reader.lock();
-        if !reader.closed && !self.is_forked() && !self.shared.settling.load(Ordering::Acquire) {
-            reader.look_ahead(&self.journal, self.rules());
-        }
+        let reader = self.reader_ahead();
         let front = &self.journal.front;
         let (mem_items, mem_bytes) = reader.in_memory();
         let items = reader.items();
@@ -547,6 +633,7 @@ impl Core {
             damaged_items: counts.damaged,
             leases_ended: counts.leases_ended,
             dead_lettered: counts.dead_lettered,
+            deferred_items: reader.deferred().0,
         }
     }
 }

@@ -74,7 +74,15 @@ impl Core {
             let Some(held) = reader.open.get(&id).filter(|held| held.serial == serial) else {
                 return Err(MoveFault::LeaseEnded);
             };
-            let (due_ms, old) = (held.due_ms, held.segment.clone().map(|segment| (segment, held.place)));
+            let (due_ms, place, cleared) = (held.due_ms, held.place, held.cleared);
+            let old = if cleared {
+                None
+            } else {
+                let found = reader.segment(&self.journal, place.segment);
+                let found =
+                    found.map_err(|error| MoveFault::Io { queue: self.name.clone(), source: Arc::new(error) })?;
+                found.map(|segment| (Arc::clone(segment), place))
+            };
             reader.lease(id, serial, ENDLESS);
             (due_ms, old)
         };
@@ -227,8 +235,7 @@ impl Core {
                 let mut reader = self.reader.lock();
                 let most = reader.max_attempts;
                 let held = reader.open.get(&id).filter(|held| held.serial == serial);
-                let held = held.and_then(|held| Some((held.starts, Arc::clone(held.segment.as_ref()?), held.place)));
-                let held = held.filter(|(starts, ..)| *starts >= most);
+                let held = held.filter(|held| !held.cleared && held.starts >= most).map(|held| held.place);
                 if held.is_none() {
                     // Cleared or moved meanwhile, or new options let it be tried again.
                     reader.end_doom(id, serial);
@@ -240,7 +247,10 @@ impl Core {
                 wakes.wake();
                 held
             };
-            let Some((_, segment, place)) = held else {
+            let Some(place) = held else {
+                continue;
+            };
+            let Ok(Some(segment)) = self.journal.segment(place.segment) else {
                 continue;
             };
             let buried = match self.journal.read(&segment, &place) {

@@ -414,9 +414,10 @@ impl Queue {
         futures::OpenStream::new(Arc::clone(&self.core))
     }
 
-    /// Items waiting; open ones do not count. May include expired ones that nobody has met yet.
+    /// Items waiting; open and deferred ones do not count. May include expired ones that nobody has met yet, and, after an open
+    /// with a backlog of more than some dozens, deferred ones that lie behind it.
     pub fn len(&self) -> u64 {
-        self.core.reader.lock().items()
+        self.core.reader_ahead().items()
     }
 
     /// Whether nothing waits.

@@ -224,6 +224,17 @@ impl OpenItem {
         drop(self);
     }
 
+    /// Gives the item back, not to be delivered before `delay` has passed; its attempts stay counted. Not before all others then:
+    /// it stands before what is put after its due time.
+    ///
+    /// The delay is this process's: after a restart the item is there at once. To have it outlive that, put it anew with
+    /// [`close_into_with`](OpenItem::close_into_with) and [`PutOptions::delay`].
+    pub fn abort_after(mut self, delay: Duration) {
+        if let Some(item) = self.item.take() {
+            self.core.abort_item_after(item.id, self.serial, delay);
+        }
+    }
+
     /// Parks the hold as a number: the item stays open until the token is closed or aborted.
     pub fn into_token(mut self) -> OpenToken {
         let token = OpenToken { id: self.id_number(), serial: self.serial, life: self.core.life };

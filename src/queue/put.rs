@@ -1,7 +1,7 @@
 //! The story of a put: limits, append, and the wait for room or for the device.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::error::{Limit, PutError};
@@ -103,10 +103,10 @@ impl Limits {
 
     /// The limit that `items` more items of `bytes` would break.
     fn broken(&self, reader: &Reader, items: u64, bytes: u64) -> Option<Limit> {
-        if reader.items().saturating_add(items) > self.max_items {
+        if reader.stored_items().saturating_add(items) > self.max_items {
             return Some(Limit::Items);
         }
-        (reader.bytes().saturating_add(bytes) > self.max_bytes).then_some(Limit::Bytes)
+        (reader.stored_bytes().saturating_add(bytes) > self.max_bytes).then_some(Limit::Bytes)
     }
 
     /// Whether no queue, however empty, could take them.
@@ -299,7 +299,8 @@ impl Core {
 
         let put_ms = self.shared.clock.now_ms();
         let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
-        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags, moved };
+        let due_ms = if options.delay.is_zero() { 0 } else { due_ms(options.delay, &self.shared.clock) };
+        let item = |payload| NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved };
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let before = tail.next_id - 1;
         let last = if let [payload] = payloads {
@@ -310,6 +311,7 @@ impl Core {
             }
             id
         } else {
+            debug_assert!(due_ms == 0, "a batch has no delay");
             let items: Vec<NewItem<'_>> = payloads.iter().map(|payload| item(payload)).collect();
             let last = self.journal.append_batch(&mut tail, &items, put_ms).map_err(|e| self.append_error(e))?;
             ids.extend((before + 1..=last).map(ItemId));
@@ -321,7 +323,9 @@ impl Core {
         let arm = self.journal.wants_spare(&mut tail);
         let spent = std::mem::take(&mut tail.spent);
         drop(tail);
-        if is_awaited {
+        if due_ms != 0 {
+            self.ring_due(due_ms);
+        } else if is_awaited {
             self.announce();
         }
         if spent {
@@ -329,6 +333,8 @@ impl Core {
         }
         if arm {
             self.shared.upkeep.ring(Chore::Arm(self.me.clone()));
+            // Once a segment, also where nothing else asks for it.
+            self.ring_tend();
         }
         if !must_sync && !is_shown {
             // It came behind an item that waits for a sync which is not its own.
@@ -375,6 +381,13 @@ impl Drop for SpaceTicket<'_> {
         drop(reader);
         wakes.wake();
     }
+}
+
+/// When an item is due that is put now.
+pub(super) fn due_ms(delay: Duration, clock: &Clock) -> u64 {
+    // Rounded up, and never 0: that means at once.
+    let delay_ms = delay.as_nanos().div_ceil(1_000_000);
+    clock.exact_ms().saturating_add(u64::try_from(delay_ms).unwrap_or(u64::MAX)).max(1)
 }
 
 fn expiry_ms(own: Expiry, put_ms: u64, max_age_ms: u64, clock: &Clock) -> u64 {

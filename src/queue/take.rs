@@ -12,6 +12,7 @@ use crate::journal::letters;
 use crate::journal::segment::Segment;
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
+use crate::queue::put::due_ms;
 use crate::reader::leases::ENDLESS;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Held, Reader, TakeError, Taken};
@@ -44,6 +45,7 @@ impl Core {
                 }
                 return Err(GetError::Closed);
             }
+            let rules = self.rules();
             match ticket {
                 Some(ticket) if !reader.line.is_called(ticket) => return Ok(Took::NotYet),
                 Some(ticket) if reader.paused => {
@@ -53,10 +55,9 @@ impl Core {
                     self.look_once_more(Some(seen));
                     return Ok(Took::NotYet);
                 }
-                None if !reader.has_unpromised() => return Ok(Took::Nothing),
+                None if !reader.has_unpromised(rules) => return Ok(Took::Nothing),
                 _ => {}
             }
-            let rules = self.rules();
             // Who comes without a ticket leaves all that is promised: else a consumer could be given what another one, called
             // before it, has left for its turn, after something younger.
             let ahead = match ticket {
@@ -118,7 +119,7 @@ impl Core {
             let mut serial = 0;
             if mode == Mode::Open {
                 reader.counts.transactions += 1;
-                serial = reader.hold(&taken, starts, rules.now_ms);
+                serial = reader.hold(taken.place, starts, rules.now_ms);
                 let lease_ms = self.lease_ms.load(Ordering::Relaxed);
                 if lease_ms != ENDLESS {
                     self.begin_lease(&mut reader, taken.place.id, serial, lease_ms);
@@ -331,11 +332,16 @@ impl Core {
         let Some(held) = reader.release(id, serial) else {
             return Ok(false);
         };
-        let Some(segment) = &held.segment else {
+        if held.cleared {
             return Ok(true);
+        }
+        let number = held.place.segment;
+        let finished = match reader.segment(&self.journal, number) {
+            Ok(Some(segment)) => self.finish(segment, &held.place),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
         };
-        if let Err(error) = self.finish(segment, &held.place) {
-            let number = segment.number;
+        if let Err(error) = finished {
             let mut wakes = Wakes::default();
             self.give_back(&mut reader, held, &mut wakes);
             let finds = reader.finds();
@@ -349,6 +355,11 @@ impl Core {
 
     /// Ends an opening without success: the item waits again. `false`: it had ended before.
     pub(crate) fn abort_item(&self, id: u64, serial: u64) -> bool {
+        self.abort_item_after(id, serial, Duration::ZERO)
+    }
+
+    /// The same, and the item waits for `delay` before it waits for a consumer.
+    pub(crate) fn abort_item_after(&self, id: u64, serial: u64, delay: Duration) -> bool {
         if self.is_forked() {
             return false;
         }
@@ -361,7 +372,8 @@ impl Core {
         };
         reader.counts.aborts += 1;
         let mut wakes = Wakes::default();
-        self.give_back(&mut reader, held, &mut wakes);
+        let due_ms = if delay.is_zero() { 0 } else { due_ms(delay, &self.shared.clock) };
+        self.give_back_at(&mut reader, held, due_ms, &mut wakes);
         let finds = reader.finds();
         drop(reader);
         wakes.wake();
@@ -371,14 +383,23 @@ impl Core {
 
     /// An item that was released waits again, or leaves if it was its last start.
     pub(super) fn give_back(&self, reader: &mut Reader, held: Held, wakes: &mut Wakes) {
+        self.give_back_at(reader, held, 0, wakes);
+    }
+
+    /// The same, but not before `due_ms`.
+    fn give_back_at(&self, reader: &mut Reader, held: Held, due_ms: u64, wakes: &mut Wakes) {
         // After a clear there is no place to come back to.
-        let Some(segment) = &held.segment else {
+        if held.cleared {
             return;
-        };
+        }
         let starts = u8::try_from(held.starts).unwrap_or(u8::MAX);
-        let _ = segment.mark(held.place.ordinal, Lane::Waiting { starts });
+        if let Ok(Some(segment)) = reader.segment(&self.journal, held.place.segment) {
+            let _ = segment.mark(held.place.ordinal, Lane::Waiting { starts });
+        }
         if held.starts >= reader.max_attempts {
             reader.doom_released(held);
+        } else if due_ms != 0 {
+            reader.return_deferred(held.place, due_ms);
         } else {
             reader.return_waiting(held.place);
             reader.promise(wakes);

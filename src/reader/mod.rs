@@ -12,6 +12,7 @@
 //! [`Front`] shows items. The ring holds the places of the next items, read a few dozen at a time, never payloads. An item
 //! that must be durable before it is delivered is shown by the group commit.
 
+pub(crate) mod deferred;
 pub(crate) mod leases;
 pub(crate) mod waiters;
 
@@ -21,12 +22,13 @@ use std::io;
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::format::frame;
+use crate::format::frame::{self, Frame};
 use crate::ids::{Cursor, NEVER_MS, Place};
 use crate::journal::Journal;
 use crate::journal::front::{Front, Intake};
 use crate::journal::lane::Lane;
 use crate::journal::segment::{FRAMES_AT, Segment};
+use deferred::Deferred;
 use leases::{ENDLESS, Leases};
 use waiters::{Line, Wakes};
 
@@ -39,9 +41,10 @@ const REFILL_STEP: usize = 64;
 /// An item that a consumer holds open.
 #[derive(Debug)]
 pub(crate) struct Held {
+    /// Its segment is looked up when the opening ends, so that an item held for long keeps no file open.
     pub(crate) place: Place,
-    /// `None` once the queue was cleared: there is nothing left to mark.
-    pub(crate) segment: Option<Arc<Segment>>,
+    /// The queue was cleared since: there is nothing left to mark.
+    pub(crate) cleared: bool,
     pub(crate) starts: u32,
     pub(crate) since_ms: u64,
     /// Tells this opening of the item from others.
@@ -58,6 +61,8 @@ pub(crate) struct Finds {
     pub(crate) spent: bool,
     /// An item is to leave for the dead letters.
     pub(crate) doomed: bool,
+    /// When the first deferred item is due.
+    pub(crate) due_ms: Option<u64>,
 }
 
 /// Counters since the set was opened; see [`crate::QueueStats`] for their meaning.
@@ -128,8 +133,11 @@ pub(crate) struct Reader {
     /// Items that came and wait no more, and their payload bytes.
     gone_items: u64,
     gone_bytes: u64,
-    /// Items with an expiry that the cursor has passed, of those that came since.
+    /// Of those that came since, what the cursor has passed: items with an expiry, and those with a delay.
     passed_expiring: u64,
+    passed_deferred: u64,
+    passed_deferred_bytes: u64,
+    deferred: Deferred,
     /// The segment that was read last.
     current: Option<Arc<Segment>>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
@@ -188,6 +196,10 @@ impl<'a> Rules<'a> {
     pub(crate) fn new(clock: &'a Clock, salvage: bool) -> Self {
         Rules { clock, now_ms: clock.now_ms(), salvage }
     }
+
+    fn exact_ms(&self) -> u64 {
+        self.clock.exact_ms()
+    }
 }
 
 impl Reader {
@@ -214,6 +226,9 @@ impl Reader {
             gone_items: 0,
             gone_bytes: 0,
             passed_expiring: 0,
+            passed_deferred: 0,
+            passed_deferred_bytes: 0,
+            deferred: Deferred::default(),
             current: None,
             open: HashMap::default(),
             next_serial: 0,
@@ -231,15 +246,35 @@ impl Reader {
         }
     }
 
-    /// Items that wait, hidden ones too.
-    pub(crate) fn items(&self) -> u64 {
+    /// Items that wait, hidden and deferred ones too.
+    pub(crate) fn stored_items(&self) -> u64 {
         (self.began.items + (self.front.appended() - self.began.id)).saturating_sub(self.gone_items)
     }
 
     /// Their payload bytes.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub(crate) fn stored_bytes(&self) -> u64 {
         let came = self.front.intake().payload_bytes - self.began.intake.payload_bytes;
         (self.began.bytes + came).saturating_sub(self.gone_bytes)
+    }
+
+    /// Items that are not due, and their payload bytes. What the cursor has not reached counts as not due; an earlier process's
+    /// delay is not known before that.
+    pub(crate) fn deferred(&self) -> (u64, u64) {
+        let intake = self.front.intake();
+        let ahead = (intake.deferred - self.began.intake.deferred).saturating_sub(self.passed_deferred);
+        let ahead_bytes =
+            (intake.deferred_bytes - self.began.intake.deferred_bytes).saturating_sub(self.passed_deferred_bytes);
+        (self.deferred.len() + ahead, self.deferred.bytes() + ahead_bytes)
+    }
+
+    /// Items that wait, hidden ones too.
+    pub(crate) fn items(&self) -> u64 {
+        self.stored_items().saturating_sub(self.deferred().0)
+    }
+
+    /// Their payload bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.stored_bytes().saturating_sub(self.deferred().1)
     }
 
     /// Up to which id it may read.
@@ -247,9 +282,10 @@ impl Reader {
         self.front.visible().max(self.shown_id)
     }
 
-    /// Items that may be delivered. Ids of one process are consecutive.
+    /// Items that may be delivered, and deferred ones that the cursor has not reached: who is called for one of these finds
+    /// nothing, and goes back to its place. Ids of one process are consecutive.
     fn visible(&self) -> u64 {
-        (self.began.items + (self.visible_id() - self.began.id)).saturating_sub(self.gone_items)
+        (self.began.items + (self.visible_id() - self.began.id)).saturating_sub(self.gone_items + self.deferred.len())
     }
 
     fn has_room(&self, payload_len: u32) -> bool {
@@ -267,9 +303,15 @@ impl Reader {
     }
 
     /// The cursor goes on behind an item.
-    fn pass(&mut self, id: u64, has_expiry: bool, next: Cursor) {
+    fn pass(&mut self, id: u64, frame: &Frame, next: Cursor) {
         self.read_id = id;
-        self.passed_expiring += u64::from(has_expiry && id > self.began.id);
+        if id > self.began.id {
+            self.passed_expiring += u64::from(frame.expiry_ms.is_some());
+            if frame.due_ms != 0 {
+                self.passed_deferred += 1;
+                self.passed_deferred_bytes += u64::from(frame.payload_len);
+            }
+        }
         self.cursor = next;
     }
 
@@ -298,25 +340,30 @@ impl Reader {
     }
 
     /// Whether someone without a promise may take.
-    pub(crate) fn has_unpromised(&self) -> bool {
+    pub(crate) fn has_unpromised(&mut self, rules: Rules<'_>) -> bool {
+        // What has become due counts from here on.
+        self.deferred.has_ripe(rules);
         let promised = self.line.promised();
         // The ring first: what is in it may be delivered, and to know that takes no look at what putters write.
         !self.paused && (self.ring.len() as u64 > promised || self.visible() > promised)
     }
 
-    fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<Arc<Segment>>> {
-        if let Some(current) = &self.current
-            && current.number == number
-        {
-            return Ok(Some(Arc::clone(current)));
+    pub(crate) fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<&Arc<Segment>>> {
+        if self.current.as_ref().is_none_or(|current| current.number != number) {
+            self.current = journal.segment(number)?;
         }
-        self.current = journal.segment(number)?;
-        Ok(self.current.clone())
+        Ok(self.current.as_ref())
     }
 
     /// Forgets the segment that was read last, so that it can be freed.
     pub(crate) fn let_go(&mut self) {
         self.current = None;
+    }
+
+    /// The segment below which everything was read.
+    pub(crate) fn reading_from(&self) -> u64 {
+        let cursor = self.cursor.segment + u64::from(self.cursor.is_behind());
+        self.ring.front().map_or(cursor, |place| place.segment.min(cursor))
     }
 
     /// The segment above which nothing is about to be read.
@@ -353,8 +400,9 @@ impl Reader {
                 return Ok(None);
             };
             let found = match self.segment(journal, place.segment) {
-                Ok(Some(segment)) => segment.check_whole(rules.now_ms).map(|()| Some(segment)),
-                other => other,
+                Ok(Some(segment)) => segment.check_whole(rules.now_ms).map(|()| Some(Arc::clone(segment))),
+                Ok(None) => Ok(None),
+                Err(error) => Err(error),
             };
             let segment = match found {
                 Ok(Some(segment)) => segment,
@@ -384,7 +432,7 @@ impl Reader {
             {
                 // Its last start ended with the process, or the limit was lowered.
                 let starts = lane.starts().into();
-                self.hold(&Taken { place, segment }, starts, rules.now_ms);
+                self.hold(place, starts, rules.now_ms);
                 self.doom(place.id);
                 continue;
             }
@@ -394,7 +442,11 @@ impl Reader {
 
     /// What is to be done since the last call, once the lock is released.
     pub(crate) fn finds(&mut self) -> Finds {
-        Finds { spent: std::mem::take(&mut self.spent), doomed: std::mem::take(&mut self.doomed_since) }
+        Finds {
+            spent: std::mem::take(&mut self.spent),
+            doomed: std::mem::take(&mut self.doomed_since),
+            due_ms: self.deferred.next_due_ms(),
+        }
     }
 
     /// Marks an item done that nobody is given. A set opened for looking only changes no file for it.
@@ -438,7 +490,7 @@ impl Reader {
 
     /// Whether any waiting item can expire at all.
     pub(crate) fn can_expire(&self) -> bool {
-        self.items() > 0
+        self.stored_items() > 0
             && (self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.may_expire_ahead())
     }
 
@@ -449,12 +501,55 @@ impl Reader {
         if self.ring.is_empty() {
             self.refill(journal, rules, Expired::Done)?;
         }
+        if self.deferred.has_ripe(rules) {
+            return self.pop_ripe(journal).map(Some);
+        }
         let place = self.ring.pop_front();
         if let Some(place) = &place {
             self.ring_bytes -= u64::from(place.payload_len);
             self.expiring -= u64::from(place.expiry_ms != NEVER_MS);
         }
         Ok(place)
+    }
+
+    /// The first item whose delay has ended.
+    fn pop_ripe(&mut self, journal: &Journal) -> Result<Place, TakeError> {
+        let Some((id, at)) = self.deferred.ripe() else {
+            return Err(TakeError::Damaged { segment: 0, offset: 0, id: 0 });
+        };
+        let found = self.segment(journal, at.segment).and_then(|segment| match segment {
+            Some(segment) => {
+                Ok(segment.frame_at(at.offset, segment.end())?.map(|frame| segment.place(at.offset, &frame)))
+            }
+            None => Ok(None),
+        });
+        match found {
+            Ok(Some(place)) if place.id == id => {
+                self.deferred.pop_ripe();
+                Ok(place)
+            }
+            Ok(_) => Err(TakeError::Damaged { segment: at.segment, offset: at.offset, id }),
+            Err(error) => Err(TakeError::Io { segment: at.segment, offset: at.offset, error }),
+        }
+    }
+
+    /// An item that was taken waits again, but not before `due_ms`.
+    pub(crate) fn return_deferred(&mut self, place: Place, due_ms: u64) {
+        if place.id > self.cleared_id {
+            self.gone_items = self.gone_items.saturating_sub(1);
+            self.gone_bytes = self.gone_bytes.saturating_sub(place.payload_len.into());
+            let at = deferred::At { segment: place.segment, offset: place.offset, payload_len: place.payload_len };
+            self.deferred.push(due_ms, place.id, at);
+        }
+    }
+
+    /// Counts those as waiting whose delay has ended, and tells when the next one's does. `Some(0)`: soon, and the cursor has not
+    /// reached it though nothing else keeps it back.
+    pub(crate) fn ripen(&mut self, journal: &Journal, rules: Rules<'_>) -> Option<u64> {
+        self.look_ahead(journal, rules);
+        self.deferred.has_ripe(rules);
+        let is_ahead = self.ring.is_empty() && self.deferred().0 > self.deferred.len();
+        if is_ahead { Some(0) } else { self.deferred.next_due_ms() }
     }
 
     /// Reads on in the journal while the ring has room. Damage is an error only once the ring is empty.
@@ -548,10 +643,15 @@ impl Reader {
             return Ok(false);
         }
         let next = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
-        let has_expiry = frame.expiry_ms.is_some();
         let lane = segment.lane(at.ordinal).map_err(io)?;
         if lane == Some(Lane::Done) {
-            self.pass(id, has_expiry, next);
+            self.pass(id, &frame, next);
+            return Ok(true);
+        }
+        if frame.due_ms > rules.now_ms && frame.due_ms > rules.clock.exact_ms() {
+            let at = deferred::At { segment: at.segment, offset: at.offset, payload_len: frame.payload_len };
+            self.deferred.push(frame.due_ms, id, at);
+            self.pass(id, &frame, next);
             return Ok(true);
         }
         if !self.has_room(frame.payload_len) {
@@ -565,7 +665,7 @@ impl Reader {
         } else {
             self.push(place);
         }
-        self.pass(id, has_expiry, next);
+        self.pass(id, &frame, next);
         Ok(true)
     }
 
@@ -594,7 +694,7 @@ impl Reader {
                 next = Cursor { offset, ordinal: frame.ordinal, ..at };
                 break;
             }
-            offset += frame::ALIGN;
+            offset = segment.data_from(offset + frame::ALIGN, end).map_err(io)?;
         }
         let mut lost = Vec::new();
         for ordinal in at.ordinal..next.ordinal {
@@ -697,7 +797,8 @@ impl Reader {
     fn finish(&mut self, journal: &Journal, place: &Place) -> Result<(), TakeError> {
         let io = |error| TakeError::Io { segment: place.segment, offset: place.offset, error };
         if let Some(segment) = self.segment(journal, place.segment).map_err(io)? {
-            self.spent |= segment.mark_done(place.ordinal).map_err(io)?;
+            let is_spent = segment.mark_done(place.ordinal).map_err(io)?;
+            self.spent |= is_spent;
         }
         Ok(())
     }
@@ -731,12 +832,11 @@ impl Reader {
     }
 
     /// Notes that a consumer holds an item and returns the serial of this opening.
-    pub(crate) fn hold(&mut self, taken: &Taken, starts: u32, since_ms: u64) -> u64 {
+    pub(crate) fn hold(&mut self, place: Place, starts: u32, since_ms: u64) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let segment = Some(Arc::clone(&taken.segment));
-        let held = Held { place: taken.place, segment, starts, since_ms, serial, due_ms: ENDLESS };
-        self.open.insert(taken.place.id, held);
+        let held = Held { place, cleared: false, starts, since_ms, serial, due_ms: ENDLESS };
+        self.open.insert(place.id, held);
         serial
     }
 
@@ -808,7 +908,9 @@ impl Reader {
 
     /// Everything that came so far is gone; returns how many waited. The tail's holder has sealed `newest`.
     pub(crate) fn clear(&mut self, newest: u64) -> u64 {
-        let cleared = self.items();
+        let cleared = self.stored_items();
+        self.deferred = Deferred::default();
+        (self.passed_deferred, self.passed_deferred_bytes) = (0, 0);
         self.ring.clear();
         self.aborted.clear();
         (self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, NEVER_MS);
@@ -820,7 +922,7 @@ impl Reader {
         self.cursor = Cursor::behind(newest);
         self.current = None;
         for held in self.open.values_mut() {
-            held.segment = None;
+            held.cleared = true;
         }
         let doomed = std::mem::take(&mut self.doomed);
         for (id, serial) in doomed {

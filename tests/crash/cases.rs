@@ -92,6 +92,109 @@ fn k132_a_sweep_of_all_queues_returns_the_sum() {
 }
 
 #[test]
+fn an_item_held_for_long_keeps_its_page_and_not_its_segment() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("held").expect("room");
+    for _ in 0..9 {
+        queue.put(vec![7; 7000]).expect("room");
+    }
+    let held = queue.try_open().expect("reads").expect("there");
+    while next(&queue).is_some() {}
+    let before = queue.stats().log_size;
+    for _ in 0..3 {
+        disk.advance_ms(1001);
+        set.run_upkeep();
+    }
+    assert!(queue.stats().log_size < before - 40_000, "{} of {before}", queue.stats().log_size);
+    for after in [disk.kill(), disk.power_cut(Fate::None), disk.power_cut(Fate::All)] {
+        let queue = set_of(&after).queue("q").expect("no damage");
+        assert_eq!(next(&queue).as_deref(), Some("held"));
+        assert_eq!((next(&queue), queue.recovery().lost.len()), (None, 0));
+    }
+    held.abort();
+    assert_eq!(next(&queue).as_deref(), Some("held"));
+}
+
+fn delayed(ms: u64) -> PutOptions {
+    PutOptions::new().delay(Duration::from_millis(ms))
+}
+
+#[test]
+fn k141_s39_a_delayed_item_is_not_there_before_its_time_and_then_before_what_came_later() {
+    for durability in [Durability::Sync, Durability::Os] {
+        let disk = SimDisk::new(1);
+        let set = open(&disk, durability).expect("opens");
+        let queue = set.queue("q").expect("opens");
+        queue.put_with("late", &delayed(300)).expect("room");
+        queue.put_with("never", &delayed(300).expires_in(Duration::from_millis(100))).expect("room");
+        queue.put_with("soon", &delayed(200)).expect("room");
+        assert_eq!((queue.len(), queue.stats().deferred_items, queue.stats().bytes), (0, 3, 0));
+        assert!(queue.peek().expect("reads").is_none());
+        assert_eq!(next(&queue), None);
+        disk.advance_ms(199);
+        queue.put("before").expect("room");
+        assert_eq!(queue.len(), 1);
+        let after = disk.kill();
+        for (disk, queue) in [(disk, queue), (after.clone(), set_of(&after).queue("q").expect("opens"))] {
+            assert_eq!((queue.len(), queue.stats().deferred_items), (1, 3), "{durability:?}");
+            disk.advance_ms(1);
+            queue.put("after").expect("room");
+            assert_eq!((queue.len(), queue.stats().deferred_items), (3, 2));
+            assert_eq!(next(&queue).as_deref(), Some("soon"));
+            disk.advance_ms(100);
+            assert_eq!(text(queue.peek().expect("reads")).as_deref(), Some("late"));
+            for wanted in [Some("late"), Some("before"), Some("after"), None] {
+                assert_eq!(next(&queue).as_deref(), wanted);
+            }
+            assert_eq!((queue.len(), queue.stats().deferred_items, queue.stats().expired_items), (0, 0, 1));
+        }
+    }
+}
+
+#[test]
+fn k142_a_clock_that_is_set_back_lengthens_no_delay() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    disk.advance_ms(7_200_000);
+    queue.put_with("a", &delayed(200)).expect("room");
+    queue.put_with("b", &delayed(200)).expect("room");
+    disk.set_wall_ms(disk.wall_ms() - 3_600_000);
+    disk.advance_ms(200);
+    assert_eq!(next(&queue).as_deref(), Some("a"));
+    set.close().expect("closes");
+    let again = set_of(&disk.restart());
+    let queue = again.queue("q").expect("opens");
+    disk.advance_ms(200);
+    assert_eq!(next(&queue).as_deref(), Some("b"));
+}
+
+#[test]
+fn an_item_given_back_with_a_delay_waits_so_long_and_keeps_its_attempts() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    queue.put("b").expect("room");
+    queue.try_open().expect("reads").expect("a").abort_after(Duration::from_millis(500));
+    assert_eq!((queue.len(), queue.stats().deferred_items), (1, 1));
+    assert_eq!(next(&queue).as_deref(), Some("b"));
+    assert_eq!(next(&queue), None);
+    // A restart ends the delay.
+    let other = set_of(&disk.kill()).queue("q").expect("opens");
+    assert_eq!(next(&other).as_deref(), Some("a"));
+    disk.advance_ms(500);
+    let item = queue.try_open().expect("reads").expect("due");
+    assert_eq!((item.data(), item.attempts()), (&b"a"[..], 2));
+    item.abort_after(Duration::from_millis(1));
+    assert_eq!(queue.clear().expect("clears"), 1);
+    disk.advance_ms(5);
+    assert_eq!((next(&queue), queue.stats().deferred_items), (None, 0));
+}
+
+#[test]
 fn k56_zeros_behind_the_last_frame_are_the_end_and_no_damage() {
     for size in [1usize, 100, 40_000, 60_000, 60_301, 60_350, 60_400, 9 << 20] {
         let disk = SimDisk::new(1);

@@ -56,6 +56,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
     workload("middle freed", SYNC, middle_freed),
     workload("many lanes", SYNC, many_lanes),
     workload("many lanes, os", OS, many_lanes),
+    workload("thin out", SYNC, thin_out),
+    workload("thin out, os", OS, thin_out),
     workload("own durability", SYNC, own_durability),
     workload("own durability, os", OS, own_durability),
     workload("time", SYNC, time),
@@ -284,6 +286,31 @@ fn middle_freed(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.drain("q", 4)?;
     run.upkeep()?;
     run.put("q", 25_000)
+}
+
+/// One item is held while everything around it is done, and its segment is given back to a few pages; later it is whole again.
+fn thin_out(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put("q", 5000)?;
+    let held = run.open("q")?;
+    for _ in 0..8 {
+        run.put("q", 7000)?;
+    }
+    run.drain("q", 8)?;
+    for _ in 0..3 {
+        run.pass(1001);
+        run.upkeep()?;
+    }
+    run.put("q", 7000)?;
+    run.pass(1001);
+    run.upkeep()?;
+    if let Some(held) = held {
+        run.abort(held);
+    }
+    run.drain("q", 2)?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.put("q", 40_000)?;
+    run.put("q", 40_000)
 }
 
 /// More items than one block of lanes holds, with marks in both blocks.

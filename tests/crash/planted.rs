@@ -81,6 +81,7 @@ planted! {
     planted_move_without_route_is_caught: MoveWithoutRoute;
     planted_mark_before_moved_is_caught: MarkBeforeMoved;
     planted_free_unpaid_is_caught: FreeUnpaid;
+    planted_punch_before_sync_is_caught: PunchBeforeSync;
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kestrel_core::{Durability, Queue, QueueOptions, QueueSet};
 
 pub(crate) struct World {
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     pub(crate) set: QueueSet,
 }
 

@@ -290,3 +290,30 @@ fn a_drained_queue_takes_puts_again_under_the_cap_of_the_set() {
         assert_eq!(q.get().expect("there").data(), [8; 1_000]);
     }
 }
+
+/// One item in a thousand is never closed while tens of megabytes pass: what stays on the disk is theirs, not the others'.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_few_items_held_for_ever_keep_little_of_the_disk() {
+    use std::os::unix::fs::MetadataExt;
+
+    let w = world_with(fast().segment_bytes(1 << 20).max_item_size(4096));
+    let q = w.queue("q");
+    let mut held = Vec::new();
+    for n in 0..20_000_u32 {
+        q.put([n as u8; 1024]).expect("room");
+        let item = q.try_open().expect("reads").expect("there");
+        if n % 1000 == 0 { held.push(item) } else { item.close().expect("open") }
+    }
+    let used = || -> u64 {
+        let files = std::fs::read_dir(w.dir.path().join("queues/q")).expect("there").flatten();
+        files.map(|file| file.metadata().map_or(0, |meta| meta.blocks() * 512)).sum()
+    };
+    until("the space of what is done has come back", || q.stats().log_size < 4 << 20);
+    assert!(used() < 6 << 20, "{} bytes on the disk", used());
+    drop(held);
+    for n in 0..20_u32 {
+        assert_eq!(q.get().expect("came back").data(), [(n * 1000) as u8; 1024]);
+    }
+    assert!(q.is_empty());
+}

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kestrel_core::{GetError, PutError, WhenFull};
+use kestrel_core::{GetError, PutError, PutOptions, WhenFull};
 
 use crate::common::{drain, fast, put_all, text, until, world, world_with};
 
@@ -291,4 +291,23 @@ fn iterators_end_when_the_queue_is_empty_or_closed() {
         w.set.clone().close().expect("closes");
         assert_eq!(all.join().expect("no panic"), 1);
     });
+}
+
+#[test]
+fn s21_k141_a_due_item_wakes_who_waits_and_limits_count_it_before() {
+    for journal in [true, false] {
+        let w = world_with(fast().journal(journal).max_items(2));
+        let q = w.queue("q");
+        let waiter = {
+            let q = q.clone();
+            std::thread::spawn(move || q.get_timeout(Duration::from_secs(30)).expect("reads").map(|item| item.id()))
+        };
+        let id = q.put_with("late", &PutOptions::new().delay(Duration::from_millis(100))).expect("room");
+        let other = q.put_with("later", &PutOptions::new().delay(Duration::from_secs(3600))).expect("room");
+        assert!(matches!(q.put("no"), Err(PutError::Full { .. })), "both count");
+        assert_eq!(waiter.join().expect("no panic"), Some(id));
+        assert_eq!((q.len(), q.stats().deferred_items), (0, 1));
+        assert!(other > id);
+        q.put("now").expect("room again");
+    }
 }

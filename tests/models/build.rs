@@ -127,8 +127,8 @@ const BUGS: &[Bug] = &[
     Bug(
         "newcomers overtake",
         "queue/take.rs",
-        "None if !reader.has_unpromised() => return",
-        "None if !PLANTED && !reader.has_unpromised() => return",
+        "None if !reader.has_unpromised(rules) => return",
+        "None if !PLANTED && !reader.has_unpromised(rules) => return",
     ),
     Bug(
         "newcomers overtake",
@@ -246,15 +246,15 @@ const BUGS: &[Bug] = &[
     Bug(
         "freed by its old name",
         "journal/mod.rs",
-        "let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len);",
-        "let given = self.context.pool.give(&dir.join(file_name(number, entry.named && !PLANTED)), len);",
+        "let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len, whole);",
+        "let given = self.context.pool.give(&dir.join(file_name(number, entry.named && !PLANTED)), len, whole);",
     ),
     Bug(
         "freed twice",
         "journal/mod.rs",
         "if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {",
         "if PLANTED && entry.is_none() && let Some(dir) = &self.context.dir { \
-         first_error = first_error.and(self.context.pool.give(&dir.join(file_name(number, false)), len)); }\n            \
+         first_error = first_error.and(self.context.pool.give(&dir.join(file_name(number, false)), len, false)); }\n            \
          if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {",
     ),
     Bug("cleared by half", "journal/mod.rs", "entry.cleared = true;", "entry.cleared = !PLANTED;"),
