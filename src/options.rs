@@ -173,7 +173,18 @@ setters! {
 }
 
 impl QueueOptions {
-    pub(crate) fn check(&self) -> Result<(), OptionsError> {
+    /// Whether every value is in its range: what opening and [`set_options`](crate::Queue::set_options) check first, for
+    /// those who read options from a file.
+    ///
+    /// # Errors
+    /// [`OptionsError::Invalid`] names the first field that is not.
+    ///
+    /// ```
+    /// use kestrel_core::QueueOptions;
+    /// assert!(QueueOptions::default().check().is_ok());
+    /// assert!(QueueOptions::default().segment_bytes(100_000).check().is_err());
+    /// ```
+    pub fn check(&self) -> Result<(), OptionsError> {
         let invalid = |field, reason| Err(OptionsError::Invalid { field, reason });
         if self.max_item_size > ITEM_MAX {
             return invalid("max_item_size", "at most 268427264 bytes");

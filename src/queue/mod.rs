@@ -164,7 +164,28 @@ impl Queue {
     /// # }
     /// ```
     pub fn append(&self, data: impl AsRef<[u8]>) -> Result<ItemId, PutError> {
-        self.core.put(New::items(&[data.as_ref()]), &PutOptions::new(), Room::ByPolicy, true, &mut Vec::new())
+        self.append_with(data, &PutOptions::new())
+    }
+
+    /// As [`append`](Queue::append), with an expiry, a durability or flags of the item's own.
+    ///
+    /// # Errors
+    /// As [`append`](Queue::append).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use kestrel_core::PutOptions;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let jobs = set.queue("jobs")?;
+    /// let id = jobs.append_with("one", &PutOptions::new().flags(7))?;
+    /// jobs.synced(id)?;
+    /// assert_eq!(jobs.get()?.flags(), 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn append_with(&self, data: impl AsRef<[u8]>, options: &PutOptions) -> Result<ItemId, PutError> {
+        self.core.put(New::items(&[data.as_ref()]), options, Room::ByPolicy, true, &mut Vec::new())
     }
 
     /// Puts an item with an expiry, a durability or flags of its own.
