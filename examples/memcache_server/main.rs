@@ -1,0 +1,85 @@
+//! A server that speaks Kestrel's dialect of the memcache text protocol, over the queues of one directory.
+//!
+//! ```sh
+//! cargo run --release --example memcache_server -- --data DIR --listen 127.0.0.1:22133
+//! ```
+//!
+//! `README.md` beside this file has the commands and the settings. SIGTERM and SIGINT stop it in good order: replies on their
+//! way are written, open reads go back to their queues. SIGHUP reads the file of settings again.
+
+mod server;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use server::{Config, Running};
+use tokio::signal::unix::{SignalKind, signal};
+
+const USAGE: &str = "memcache_server [--config FILE] [--data DIR] [--listen ADDRESS:PORT] [--metrics ADDRESS:PORT]";
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    match configure().and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memcache_server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the file says, and over it what the arguments say.
+fn configure() -> Result<Config, AnyError> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let pairs: Vec<(&str, &str)> = args.chunks(2).map(|pair| (&*pair[0], pair.get(1).map_or("", |v| v))).collect();
+    let mut config = match pairs.iter().find(|(name, _)| *name == "--config") {
+        Some((_, path)) => Config::read(Path::new(path))?,
+        None => Config::default(),
+    };
+    for (name, value) in pairs {
+        match name {
+            "--config" => {}
+            "--data" if !value.is_empty() => config.data = value.into(),
+            "--listen" => config.listen = value.parse()?,
+            "--metrics" => config.metrics = Some(value.parse()?),
+            _ => return Err(USAGE.into()),
+        }
+    }
+    Ok(config)
+}
+
+fn run(config: Config) -> Result<(), AnyError> {
+    // Half of the cores: the clients, the device and the set's own thread want the rest.
+    let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+    let threads = if config.threads == 0 { (cores / 2).max(1) } else { config.threads };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(async {
+        // On a thread of the runtime, which may block for a moment; this one may not.
+        let running = tokio::spawn(Running::start(config)).await??;
+        println!("listening on {}", running.address);
+        if let Some(address) = running.metrics {
+            println!("metrics on http://{address}/metrics");
+        }
+        let server = running.server.clone();
+        let signals = tokio::spawn(async move {
+            let mut term = signal(SignalKind::terminate())?;
+            let mut int = signal(SignalKind::interrupt())?;
+            let mut hup = signal(SignalKind::hangup())?;
+            loop {
+                tokio::select! {
+                    _ = term.recv() => break,
+                    _ = int.recv() => break,
+                    _ = hup.recv() => if let Err(error) = server.reload().await {
+                        eprintln!("memcache_server: {error}");
+                    },
+                }
+            }
+            server.stop();
+            Ok::<(), std::io::Error>(())
+        });
+        tokio::spawn(running.finish()).await??;
+        signals.abort();
+        Ok(())
+    })
+}
