@@ -28,7 +28,8 @@ use super::{Queues, Server, figures, stopped};
 const OUT_MAX: usize = 256 << 10;
 /// A read asks for so many bytes.
 const READ: usize = 16 << 10;
-/// What is read ahead while a get waits. More stays in the system's buffers.
+/// What is read ahead while a get waits. More stays in the system's buffers; once these are full too, a client that leaves is
+/// noticed only when the wait is over.
 const AHEAD_MAX: usize = 64 << 10;
 /// The longest wait, so that no sum of times overflows: 1,000 years.
 const WAIT_MAX: Duration = Duration::from_secs(1000 * 365 * 86_400);

@@ -137,7 +137,8 @@ pub fn schedules(words: &[String]) -> Outcome {
     cargo(&[&words[..], &[&seconds, &seed]].concat(), &[], &counts)
 }
 
-const TARGETS: &[&str] = &["frame_decode", "open_dir", "segment", "queue_name", "options", "operations", "typed"];
+const TARGETS: &[&str] =
+    &["frame_decode", "open_dir", "segment", "queue_name", "options", "operations", "typed", "protocol"];
 
 /// The flags that cargo-fuzz passes, which the stable toolchain takes too.
 const FUZZING: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
