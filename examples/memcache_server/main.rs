@@ -50,10 +50,7 @@ fn configure() -> Result<Config, AnyError> {
 }
 
 fn run(config: Config) -> Result<(), AnyError> {
-    // Half of the cores: the clients, the device and the set's own thread want the rest.
-    let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
-    let threads = if config.threads == 0 { (cores / 2).max(1) } else { config.threads };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.threads()).enable_all().build()?;
     runtime.block_on(async {
         // On a thread of the runtime, which may block for a moment; this one may not.
         let running = tokio::spawn(Running::start(config)).await??;

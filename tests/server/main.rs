@@ -368,7 +368,7 @@ fn wire_flags_ids_noreply_and_case() {
     client.ask("set q 0 0 0\n\nset q 0 0 2\nok\n", "STORED\r\nSTORED\r\n");
     client.ask("get q \r\nget q\r\n", values("q", &[""]) + &values("q", &["ok"]));
     client.ask("flush_all 0\r\n", "OK\r\n");
-    assert!(server.client().line_of("version\r\n").starts_with("VERSION 0."));
+    assert!(server.client().line_of("version\r\n").starts_with("VERSION 2."));
     server.client().fails("set q 4294967296 0 1\r\nx\r\n", "CLIENT_ERROR");
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Config {
     /// Bytes of segment files over all queues.
     pub(crate) max_disk_bytes: Option<u64>,
     /// Threads that serve connections; 0: half of the cores.
-    pub(crate) threads: usize,
+    threads: usize,
     /// Options of all queues.
     defaults: Layer,
     /// Options of single queues, over the defaults.
@@ -168,6 +168,12 @@ impl Config {
     pub(crate) fn value_max(&self) -> usize {
         let own = self.named().map(|name| self.options(name).max_item_size);
         own.chain([self.options("").max_item_size]).max().unwrap_or_default() as usize
+    }
+
+    /// Half of the cores: the clients, the device and the set's own thread want the rest.
+    pub(crate) fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+        if self.threads == 0 { (cores / 2).max(1) } else { self.threads }
     }
 
     pub(crate) fn idle_timeout(&self) -> Option<Duration> {

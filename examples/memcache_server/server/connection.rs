@@ -59,6 +59,9 @@ struct Unsynced {
     reply: Option<usize>,
 }
 
+/// The version of Kestrel whose dialect this is. libmemcached refuses a server whose version begins with 0, as the crate's does;
+/// that one is in `stats`.
+const DIALECT: &str = "2.4.7";
 const STORED: &[u8] = b"STORED\r\n";
 const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
 
@@ -184,7 +187,7 @@ impl Connection {
                 self.server.set_state(state);
                 self.say("END");
             }
-            Request::Version => self.say(concat!("VERSION ", env!("CARGO_PKG_VERSION"))),
+            Request::Version => self.say(&format!("VERSION {DIALECT}")),
             Request::Nothing => self.say("MN"),
             Request::Quit => return END,
             Request::Shutdown => {

@@ -100,7 +100,7 @@ fn queues(server: &Server, names: &[&str]) -> Vec<Queue> {
 }
 
 pub(super) fn stats(server: &Server, out: &mut Vec<u8>) {
-    let mut text = format!("STAT version {}\r\n", env!("CARGO_PKG_VERSION"));
+    let mut text = format!("STAT kestrel_core {}\r\n", env!("CARGO_PKG_VERSION"));
     let queues = queues(server, &[]);
     // Writing into memory does not fail, here and below.
     for (name, _, value) in of_server(server) {
