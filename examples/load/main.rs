@@ -16,6 +16,7 @@ mod programs;
 #[path = "../memcache_server/server/mod.rs"]
 mod server;
 
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -109,10 +110,10 @@ fn serve(words: &[String]) -> io::Result<()> {
 }
 
 /// Starts a server with these defaults for its queues, on a directory below the current one: a real disk, as a rule.
-fn start(defaults: &str) -> io::Result<Served> {
+fn start(defaults: &str, core: Option<usize>) -> io::Result<Served> {
     let dir = scratch()?;
     let settings = format!("max_open_reads = 10\n[defaults]\n{defaults}\n");
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = on_core(std::env::current_exe()?.as_os_str(), core)
         .arg("serve")
         .arg(dir.path())
         .arg(settings)
@@ -125,6 +126,16 @@ fn start(defaults: &str) -> io::Result<Served> {
     }
     let address = line.trim().parse().map_err(|_| io::Error::other("the server did not start"))?;
     Ok(Served { child, address, _dir: dir })
+}
+
+/// A command that runs on this core alone.
+fn on_core(binary: &OsStr, core: Option<usize>) -> Command {
+    let Some(core) = core else {
+        return Command::new(binary);
+    };
+    let mut command = Command::new("taskset");
+    command.arg("-c").arg(core.to_string()).arg(binary);
+    command
 }
 
 fn scratch() -> io::Result<TempDir> {
@@ -144,7 +155,7 @@ fn run(name: &str, words: &[String]) -> io::Result<()> {
         };
         let served = match option(words, "--to") {
             Some(_) => None,
-            None => Some(start(&format!("durability = \"{durability}\""))?),
+            None => Some(start(&format!("durability = \"{durability}\""), None)?),
         };
         let address = match (&served, option(words, "--to")) {
             (Some(served), _) => served.address,
@@ -188,7 +199,7 @@ fn published(words: &[String]) -> io::Result<()> {
     println!("|---|---|---|---|");
     for journal in [true, false] {
         for bytes in [256, 1024, 4096, 8192] {
-            let served = start(&format!("durability = \"os\"\njournal = {journal}"))?;
+            let served = start(&format!("durability = \"os\"\njournal = {journal}"), None)?;
             let row = block_on(programs::put_many(served.address, Size { items, bytes, clients: 1 }))?;
             drop(served);
             let alone = library(items, bytes, journal)?;
@@ -236,10 +247,10 @@ fn free_port() -> io::Result<u16> {
 }
 
 /// Starts a server that is installed, on a fresh directory, journaling as ours does: no sync for each put.
-fn other(name: &'static str) -> io::Result<Other> {
+fn other(name: &'static str, core: Option<usize>) -> io::Result<Other> {
     let dir = scratch()?;
     if let Some(durability) = name.strip_prefix("ours, ") {
-        let own = start(&format!("durability = {durability}"))?;
+        let own = start(&format!("durability = {durability}"), core)?;
         return Ok(Other { name, wire: Wire::Kestrel, address: own.address, child: None, _own: Some(own), _dir: dir });
     }
     let port = free_port()?;
@@ -259,7 +270,7 @@ fn other(name: &'static str) -> io::Result<Other> {
     };
     // An empty argument, as a shell would give it.
     let args = args.split(' ').flat_map(|word| if word == "--save" { vec![word, ""] } else { vec![word] });
-    let child = Command::new(binary).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let child = on_core(OsStr::new(binary), core).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let other = Other { name, wire, address, child: Some(child), _own: None, _dir: dir };
     for _ in 0..200 {
@@ -286,40 +297,70 @@ const CELLS: &[(&str, usize, usize)] = &[
     ("connect, put, quit", 1, 1),
 ];
 
+/// Where server and clients run decides more than the server does: a wake-up on another, idle core costs several times one on
+/// the same core, and the scheduler chooses now this, now that. So each table holds one placement, the same for all servers.
 fn beside(words: &[String]) -> io::Result<()> {
-    let quick = is_quick(words);
-    let (rounds, time) = if quick { (1, Duration::from_millis(300)) } else { (3, Duration::from_millis(1500)) };
+    let can_pin = Command::new("taskset").arg("--version").stdout(Stdio::null()).status().is_ok();
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    if !can_pin || cores < 2 {
+        println!("Server and clients where the scheduler puts them (no taskset, or one core).\n");
+        return compare(words, None);
+    }
+    for (title, server, clients) in [("A core each", 0, 1), ("On one core", 0, 0)] {
+        let me = std::process::id().to_string();
+        let pinned = Command::new("taskset").args(["-cp", &clients.to_string(), &me]).stdout(Stdio::null()).status()?;
+        if !pinned.success() {
+            return Err(io::Error::other("taskset does not pin"));
+        }
+        println!("{title}, server and clients:\n");
+        compare(words, Some(server))?;
+        println!();
+    }
+    Ok(())
+}
+
+fn compare(words: &[String], core: Option<usize>) -> io::Result<()> {
+    let (rounds, time) = if is_quick(words) { (1, 300) } else { (3, 1000) };
     let mut found: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); CELLS.len()]; SERVERS.len()];
     let mut missing = Vec::new();
-    for _ in 0..rounds {
+    for round in 1..=rounds {
         for (server, name) in SERVERS.iter().enumerate() {
-            let other = match other(name) {
+            let other = match other(name, core) {
                 Ok(other) => other,
                 Err(error) => {
                     missing.push(format!("{name} ({error})"));
                     continue;
                 }
             };
+            eprintln!("round {round} of {rounds}: {}", other.name);
             for (cell, (what, clients, batch)) in CELLS.iter().enumerate() {
-                eprintln!("{}: {what}, {clients} clients, {batch} at a time", other.name);
+                let time = Duration::from_millis(time);
                 found[server][cell].push(block_on(measure(&other, what, *clients, *batch, time))?);
             }
         }
     }
-    println!("| 1 KiB items | {} |", SERVERS.join(" | ").replace('"', ""));
+    println!("| thousands per second, 1 KiB items | {} |", SERVERS.join(" | ").replace('"', ""));
     println!("|---|{}", "---|".repeat(SERVERS.len()));
     for (cell, (what, clients, batch)) in CELLS.iter().enumerate() {
         let pipeline = if *batch > 1 { format!(", {batch} at a time") } else { String::new() };
-        let medians = found.iter_mut().map(|server| {
-            server[cell].sort_by(f64::total_cmp);
-            server[cell].get(server[cell].len() / 2).map_or("-".to_owned(), |median| thousands(*median))
-        });
-        println!("| {what}, {clients} clients{pipeline} | {} |", medians.collect::<Vec<_>>().join(" | "));
+        let cells: Vec<String> = found.iter_mut().map(|server| spread(&mut server[cell])).collect();
+        println!("| {what}, {clients} clients{pipeline} | {} |", cells.join(" | "));
     }
     missing.sort();
     missing.dedup();
     missing.iter().for_each(|what| println!("\nNot measured: {what}."));
     Ok(())
+}
+
+/// Thousands per second: the median, and the least and most where they differ.
+fn spread(rates: &mut [f64]) -> String {
+    rates.sort_by(f64::total_cmp);
+    let show = |rate: &f64| format!("{:.1}", rate / 1000.0);
+    match &*rates {
+        [] => "-".to_owned(),
+        [only] => show(only),
+        [least, .., most] => format!("{} ({} to {})", show(&rates[rates.len() / 2]), show(least), show(most)),
+    }
 }
 
 /// Operations per second.
