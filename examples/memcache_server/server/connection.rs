@@ -5,23 +5,21 @@
 //! is given back when its reply could not be written.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt::Display;
 use std::io::{self, Write};
-use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use kestrel_core::{Error, GetError, Item, ItemId, OpenItem, PutError, PutOptions, Queue};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use kestrel_core::{CloseError, GetError, Item, ItemId, OpenItem, PutError, PutOptions, Queue};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::block_in_place;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::protocol::{Expiry, Key, Keys, Parser, Request, Set, State, Step};
-use super::{Queues, Server, figures, stopped};
+use super::protocol::{Expiry, Key, Parser, Request, Set, State, Step};
+use super::{AnyError, Queues, Server, figures, stopped};
 
 /// Replies are written when they are that long, whatever else has arrived: the bound of a connection's memory, together with
 /// the largest item.
@@ -40,6 +38,7 @@ pub(super) struct Connection {
     server: Arc<Server>,
     stream: TcpStream,
     stop: watch::Receiver<bool>,
+    idle: Option<Duration>,
     queues: Queues,
     /// Open reads, oldest first.
     open: HashMap<String, VecDeque<OpenItem>>,
@@ -61,23 +60,30 @@ struct Unsynced {
 
 /// The version of Kestrel whose dialect this is. libmemcached refuses a server whose version begins with 0, as the crate's does;
 /// that one is in `stats`.
-const DIALECT: &str = "2.4.7";
-const STORED: &[u8] = b"STORED\r\n";
+const VERSION: &str = "VERSION 2.4.7";
+const STORED: &str = "STORED";
 const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
 
-/// `Break`: write what there is to say, then disconnect. An error: the client is gone.
-type Flow = io::Result<ControlFlow<()>>;
+/// What a request comes to. An error is told to the client, unless it is that the client has gone.
+enum Answer {
+    Line(&'static str),
+    /// All is said.
+    Done,
+    /// Say this, if anything, and disconnect.
+    Leave(&'static str),
+}
 
-const GO: Flow = Ok(ControlFlow::Continue(()));
-const END: Flow = Ok(ControlFlow::Break(()));
+use Answer::{Done, Leave, Line};
+
+const REFUSED: Answer = Leave("SERVER_ERROR refused by the server's status");
 
 impl Connection {
     pub(super) fn new(server: Arc<Server>, stream: TcpStream) -> Connection {
-        let stop = server.stop.subscribe();
         Connection {
+            stop: server.stop.subscribe(),
+            idle: server.config(|config| config.idle_timeout()),
             server,
             stream,
-            stop,
             queues: Queues::default(),
             open: HashMap::new(),
             out: Vec::new(),
@@ -95,31 +101,45 @@ impl Connection {
         }
     }
 
-    async fn serve(&mut self) -> io::Result<()> {
-        let idle = self.server.config(|config| config.idle_timeout());
+    async fn serve(&mut self) -> Result<(), AnyError> {
         let mut parser = Parser::new(0);
         let mut input = Vec::new();
         loop {
             parser.value_max = self.server.value_max.load(Ordering::Relaxed);
-            let (mut used, mut flow) = (0, ControlFlow::Continue(()));
-            while flow.is_continue() {
-                match parser.next(&input[used..]) {
+            let (mut used, mut leaves) = (0, false);
+            while !leaves {
+                let (quiet, answer) = match parser.next(&input[used..]) {
                     Step::More => break,
-                    Step::Skip(bytes) => used += bytes,
+                    Step::Skip(bytes) => {
+                        used += bytes;
+                        continue;
+                    }
                     Step::Request(request, bytes) => {
                         used += bytes;
-                        flow = self.carry_out(request).await?;
+                        (request.is_quiet(), self.carry_out(request).await)
                     }
-                    Step::Broken(reply) => {
-                        self.say(reply);
-                        flow = ControlFlow::Break(());
+                    Step::Broken(reply) => (false, Ok(Leave(reply))),
+                };
+                match answer {
+                    Ok(Line(line)) if !quiet => self.say(line),
+                    Ok(Line(_) | Done) => {}
+                    Ok(Leave(line)) => {
+                        leaves = true;
+                        if !line.is_empty() {
+                            self.say(line);
+                        }
                     }
+                    Err(error) if error.is::<io::Error>() => return Err(error),
+                    Err(error) if !quiet => {
+                        self.say(&format!("SERVER_ERROR {}", error.to_string().replace(['\r', '\n'], " ")));
+                    }
+                    Err(_) => {}
                 }
                 if self.out.len() > OUT_MAX {
                     self.flush().await?;
                 }
             }
-            if flow.is_break() || *self.stop.borrow() {
+            if leaves || *self.stop.borrow() {
                 return self.flush().await;
             }
             input.drain(..used);
@@ -129,12 +149,13 @@ impl Connection {
             }
             self.flush().await?;
             // Grows with what arrives, not with what a line announces.
+            input.shrink_to(OUT_MAX);
             input.reserve(READ.max(input.len()));
             let read = tokio::select! {
                 biased;
                 read = self.stream.read_buf(&mut input) => read?,
                 () = stopped(&mut self.stop) => return Ok(()),
-                () = rest(idle) => return Ok(()),
+                () = rest(self.idle) => return Ok(()),
             };
             if read == 0 {
                 return Ok(());
@@ -143,56 +164,73 @@ impl Connection {
         }
     }
 
-    async fn carry_out(&mut self, request: Request<'_>) -> Flow {
-        match request {
-            Request::Set(set) => return self.set(&set),
-            Request::Get(keys, with_id) => return self.get(keys, with_id).await,
+    async fn carry_out(&mut self, request: Request<'_>) -> Result<Answer, AnyError> {
+        match &request {
+            Request::Set(set) => return self.set(set),
+            Request::Get(keys, with_id) => return self.get(keys, *with_id).await,
             _ => self.flush().await?,
         }
-        match request {
-            Request::Set(_) | Request::Get(..) => {}
-            Request::TooLarge(quiet) => self.say_unless(quiet, TOO_LARGE),
-            Request::Monitor(queue, seconds, most) => return self.monitor(queue, seconds, most).await,
-            Request::Confirm(queue, count) => return self.confirm(queue, count),
-            Request::Delete(queue, quiet) => return self.delete(queue, quiet),
-            Request::Flush(queue, quiet) => return self.clear(&[queue.to_owned()], quiet, "END"),
-            Request::FlushAll(quiet) => {
-                let kestrel = self.server.config(|config| config.kestrel_flush_all);
-                let answer = if kestrel { "Flushed all queues." } else { "OK" };
-                return self.clear(&self.server.set.names(), quiet, answer);
+        let server = &self.server;
+        let changes = matches!(request, Request::Delete(..) | Request::Flush(..) | Request::FlushAll(_));
+        if changes && server.state() != State::Up {
+            return Ok(REFUSED);
+        }
+        Ok(match request {
+            Request::Set(_) | Request::Get(..) => Done,
+            Request::TooLarge(_) => Line(TOO_LARGE),
+            Request::Monitor(queue, seconds, most) => self.monitor(queue, seconds, most).await?,
+            Request::Confirm(queue, count) => self.confirm(queue, count)?,
+            Request::Delete(queue, _) => {
+                self.queues.forget(queue);
+                block_in_place(|| server.set.delete(queue))?;
+                Line("DELETED")
+            }
+            Request::Flush(queue, _) => {
+                block_in_place(|| server.clear(&[queue.to_owned()]))?;
+                Line("END")
+            }
+            Request::FlushAll(_) => {
+                block_in_place(|| server.clear(&server.set.names()))?;
+                let kestrel = server.config(|config| config.kestrel_flush_all);
+                Line(if kestrel { "Flushed all queues." } else { "OK" })
             }
             Request::FlushExpired(queue) => {
-                let all = queue.map_or_else(|| self.server.set.names(), |queue| vec![queue.to_owned()]);
-                let gone = block_in_place(|| self.server.discard_expired(&all));
-                match gone {
-                    Ok(gone) => self.say(&gone.to_string()),
-                    Err(error) => self.fail(false, &error),
-                }
+                let all = queue.map_or_else(|| server.set.names(), |queue| vec![queue.to_owned()]);
+                let gone = block_in_place(|| server.discard_expired(&all))?;
+                self.say(&gone.to_string());
+                Done
             }
-            Request::Stats => block_in_place(|| figures::stats(&self.server, &mut self.out)),
-            Request::DumpStats(queues) => block_in_place(|| figures::dump(&self.server, &queues, &mut self.out)),
+            Request::Stats => {
+                block_in_place(|| figures::stats(server, &mut self.out));
+                Line("END")
+            }
+            Request::DumpStats(queues) => {
+                block_in_place(|| figures::dump(server, &queues, &mut self.out));
+                Line("END")
+            }
             Request::DumpConfig(queues) => {
-                block_in_place(|| figures::dump_config(&self.server, &queues, &mut self.out))
+                block_in_place(|| figures::dump_config(server, &queues, &mut self.out));
+                Line("END")
             }
-            Request::Reload => match self.server.reload().await {
-                Ok(()) => self.say("Reloaded config."),
-                Err(error) => self.fail(false, &error),
-            },
-            Request::Status(None) => self.say(match self.server.state() {
+            Request::Reload => {
+                server.reload().await?;
+                Line("Reloaded config.")
+            }
+            Request::Status(None) => Line(match server.state() {
                 State::Up => "UP",
                 State::ReadOnly => "READONLY",
                 State::Quiescent => "QUIESCENT",
             }),
             Request::Status(Some(state)) => {
-                self.server.set_state(state);
-                self.say("END");
+                server.set_state(state);
+                Line("END")
             }
-            Request::Version => self.say(&format!("VERSION {DIALECT}")),
-            Request::Nothing => self.say("MN"),
-            Request::Quit => return END,
+            Request::Version => Line(VERSION),
+            Request::Nothing => Line("MN"),
+            Request::Quit => Leave(""),
             Request::Shutdown => {
-                self.server.stop();
-                return END;
+                server.stop();
+                Leave("")
             }
             Request::Binary(opcode, opaque) => {
                 // A reply of that protocol: "unknown command".
@@ -200,269 +238,188 @@ impl Connection {
                 (reply[0], reply[1], reply[7]) = (0x81, opcode, 0x81);
                 reply[12..16].copy_from_slice(&opaque);
                 self.out.extend_from_slice(&reply);
-                return END;
+                Leave("")
             }
-        }
-        GO
+        })
     }
 
-    fn set(&mut self, set: &Set<'_>) -> Flow {
+    fn set(&mut self, set: &Set<'_>) -> Result<Answer, AnyError> {
         count(&self.server.counters.cmd_set, 1);
         if self.server.state() != State::Up {
-            return self.refuse();
+            return Ok(REFUSED);
         }
         // The key of a get ends at a slash: nobody could get it.
         if set.queue.contains('/') {
-            self.say_unless(set.quiet, "CLIENT_ERROR a queue's name has no slash");
-            return GO;
+            return Ok(Line("CLIENT_ERROR a queue's name has no slash"));
         }
         let options = put_options(set);
         // Once more if the queue has been deleted since this connection came to know it.
         for is_last in [false, true] {
-            let known = match self.queues.get(&self.server, set.queue, true) {
-                Ok(Some(known)) => known,
-                Ok(None) => break,
-                Err(error) => {
-                    self.fail(set.quiet, &error);
-                    break;
-                }
+            let Some(known) = self.queues.get(&self.server, set.queue, true)? else {
+                break;
             };
             match known.queue.append_with(set.data, &options) {
-                Err(PutError::Closed) if !is_last => {
-                    self.queues.forget(set.queue);
-                    continue;
+                Err(PutError::Closed) if !is_last => self.queues.forget(set.queue),
+                Err(PutError::Full { .. }) => return Ok(Line("NOT_STORED")),
+                Err(PutError::TooLarge { .. }) => return Ok(Line(TOO_LARGE)),
+                Err(error) => return Err(error.into()),
+                Ok(id) if known.syncs => {
+                    let reply = (!set.quiet).then_some(self.out.len());
+                    self.unsynced.push(Unsynced { queue: known.queue.clone(), id, reply });
+                    return Ok(Line(STORED));
                 }
-                Ok(id) => {
-                    if known.syncs {
-                        let reply = (!set.quiet).then_some(self.out.len());
-                        self.unsynced.push(Unsynced { queue: known.queue.clone(), id, reply });
-                    }
-                    if !set.quiet {
-                        self.out.extend_from_slice(STORED);
-                    }
-                }
-                Err(PutError::Full { .. }) => self.say_unless(set.quiet, "NOT_STORED"),
-                Err(PutError::TooLarge { .. }) => self.say_unless(set.quiet, TOO_LARGE),
-                Err(error) => self.fail(set.quiet, &error),
+                Ok(_) => return Ok(Line(STORED)),
             }
-            break;
         }
-        GO
+        Err(PutError::Closed.into())
     }
 
-    async fn get(&mut self, keys: Keys<'_>, with_id: bool) -> Flow {
+    async fn get(&mut self, keys: &[Key<'_>], with_id: bool) -> Result<Answer, AnyError> {
         if !self.unsynced.is_empty() {
             // What this client has put before is there for it to get.
             self.flush().await?;
         }
+        let (bare, open_max) = self.server.config(|config| (config.bare_keys, config.max_open_reads));
         for key in keys {
-            let counter = if key.peek { &self.server.counters.cmd_peek } else { &self.server.counters.cmd_get };
-            count(counter, 1);
+            let counters = &self.server.counters;
+            count(if key.peek { &counters.cmd_peek } else { &counters.cmd_get }, 1);
             if key.close || key.abort {
-                if let Err(error) = self.end_one(key.queue, key.close) {
-                    self.fail(false, &error);
-                    return GO;
-                }
+                self.end_one(key.queue, key.close)?;
                 if !key.open {
                     continue;
                 }
             }
             if self.server.state() == State::Quiescent {
-                return self.refuse();
+                return Ok(REFUSED);
             }
-            let open = self.open.get(key.queue).map_or(0, VecDeque::len);
-            let is_allowed = match (key.peek, key.open) {
-                (true, _) => true,
-                (_, true) => open < self.server.config(|config| config.max_open_reads),
-                _ => open == 0,
-            };
-            if !is_allowed {
-                self.say("ERROR too many open reads");
-                return END;
+            // A plain get has an end of its own, so that nothing may be open beside it.
+            if !key.peek && self.opened(key.queue) >= if key.open { open_max } else { 1 } {
+                return Ok(Leave("ERROR too many open reads"));
             }
-            let wait = Duration::from_millis(key.wait_ms).min(WAIT_MAX);
-            let got = match key.peek {
-                true => self.peek(&key),
-                false => self.take(key.queue, Instant::now() + wait, wait > Duration::ZERO).await?,
-            };
-            match got {
-                Ok(None) => count(&self.server.counters.get_misses, 1),
-                Ok(Some(got)) => {
-                    count(&self.server.counters.get_hits, 1);
-                    let bare = self.server.config(|config| config.bare_keys);
-                    let echo = if bare { key.queue } else { key.text };
-                    match &got {
-                        Got::Seen(item) => value(&mut self.out, echo, item, with_id),
-                        Got::Taken(item) => value(&mut self.out, echo, item, with_id),
+            let echo = if bare { key.queue } else { key.text };
+            let found = if key.peek {
+                let known = self.queues.get(&self.server, key.queue, false)?;
+                let item = known.map_or(Ok(None), |known| known.queue.peek())?;
+                item.map(|item| value(&mut self.out, echo, &item, with_id))
+            } else {
+                let item = self.take(key.queue, Duration::from_millis(key.wait_ms)).await?;
+                item.map(|item| {
+                    value(&mut self.out, echo, &item, with_id);
+                    match key.open {
+                        true => self.open.entry(key.queue.to_owned()).or_default().push_back(item),
+                        false => self.taken.push(item),
                     }
-                    match got {
-                        Got::Taken(item) if key.open => {
-                            self.open.entry(key.queue.to_owned()).or_default().push_back(item);
-                        }
-                        Got::Taken(item) => self.taken.push(item),
-                        Got::Seen(_) => {}
-                    }
-                }
-                Err(error) => {
-                    self.fail(false, &error);
-                    return GO;
-                }
-            }
+                })
+            };
+            let counters = &self.server.counters;
+            count(if found.is_some() { &counters.get_hits } else { &counters.get_misses }, 1);
             if self.out.len() > OUT_MAX {
                 self.flush().await?;
             }
         }
-        self.say("END");
-        GO
+        Ok(Line("END"))
     }
 
-    fn peek(&mut self, key: &Key<'_>) -> Result<Option<Got>, Error> {
-        match self.queues.get(&self.server, key.queue, false)? {
-            Some(known) => Ok(known.queue.peek()?.map(Got::Seen)),
-            None => Ok(None),
+    /// Opens the next item, waiting for it so long. `None` also if the queue is deleted or the server stops.
+    async fn take(&mut self, name: &str, wait: Duration) -> Result<Option<OpenItem>, AnyError> {
+        let mut found = None;
+        for is_last in [false, true] {
+            // A get that does not wait creates nothing.
+            let Some(known) = self.queues.get(&self.server, name, !wait.is_zero())? else {
+                return Ok(None);
+            };
+            match known.queue.try_open() {
+                Err(GetError::Closed) if !is_last => self.queues.forget(name),
+                Ok(None) if !wait.is_zero() => {
+                    found = Some(known.queue.clone());
+                    break;
+                }
+                other => return Ok(other?),
+            }
         }
-    }
-
-    /// Opens the next item, waiting until `deadline` if `may_wait`. `None` also if the queue is deleted or the server stops.
-    async fn take(&mut self, name: &str, deadline: Instant, may_wait: bool) -> io::Result<Result<Option<Got>, Error>> {
-        let mut tried = self.try_open(name, may_wait);
-        if matches!(tried, Err(Error::Get(GetError::Closed))) {
-            self.queues.forget(name);
-            tried = self.try_open(name, may_wait);
-        }
-        let queue = match tried {
-            Err(error) => return Ok(Err(error)),
-            Ok((_, Some(item))) => return Ok(Ok(Some(Got::Taken(item)))),
-            Ok((Some(queue), None)) if may_wait => queue,
-            Ok(_) => return Ok(Ok(None)),
+        let Some(queue) = found else {
+            return Ok(None);
         };
+        let mut time = pin!(sleep(wait.min(WAIT_MAX)));
         self.flush().await?;
         let mut opening = pin!(queue.open_async());
-        let mut time = pin!(sleep_until(deadline));
         loop {
             tokio::select! {
                 biased;
-                item = &mut opening => return Ok(match item {
-                    Ok(item) => Ok(Some(Got::Taken(item))),
+                item = &mut opening => return match item {
                     Err(GetError::Closed) => Ok(None),
-                    Err(error) => Err(error.into()),
-                }),
+                    other => Ok(Some(other?)),
+                },
                 read = self.stream.read_buf(&mut self.ahead), if self.ahead.len() < AHEAD_MAX => {
                     // A client that has left must not be given an item.
                     let read = read?;
                     if read == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
+                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                     }
                     count(&self.server.counters.bytes_read, read);
                 }
                 // Nothing more is read, so that only the socket's state can tell that the client has left.
                 () = sleep(Duration::from_millis(250)), if self.ahead.len() >= AHEAD_MAX => {
-                    if self.stream.ready(tokio::io::Interest::READABLE).await?.is_read_closed() {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    if self.stream.ready(Interest::READABLE).await?.is_read_closed() {
+                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                     }
                 }
-                () = &mut time => return Ok(Ok(None)),
-                () = stopped(&mut self.stop) => return Ok(Ok(None)),
+                () = &mut time => return Ok(None),
+                () = stopped(&mut self.stop) => return Ok(None),
             }
         }
     }
 
-    /// An item, if one is there; else the queue to wait at, if `create`.
-    fn try_open(&mut self, name: &str, create: bool) -> Result<(Option<Queue>, Option<OpenItem>), Error> {
-        let Some(known) = self.queues.get(&self.server, name, create)? else {
-            return Ok((None, None));
-        };
-        match known.queue.try_open()? {
-            Some(item) => Ok((None, Some(item))),
-            None => Ok((create.then(|| known.queue.clone()), None)),
-        }
+    fn opened(&self, queue: &str) -> usize {
+        self.open.get(queue).map_or(0, VecDeque::len)
     }
 
     /// Ends the oldest open read of a queue; there may be none.
-    fn end_one(&mut self, queue: &str, close: bool) -> Result<(), kestrel_core::CloseError> {
-        match self.open.get_mut(queue).and_then(VecDeque::pop_front) {
+    fn end_one(&mut self, queue: &str, close: bool) -> Result<(), CloseError> {
+        let Some(open) = self.open.get_mut(queue) else {
+            return Ok(());
+        };
+        let item = open.pop_front();
+        if open.is_empty() {
+            self.open.remove(queue);
+        }
+        match item {
             Some(item) if close => item.close(),
             // Dropped, which gives it back.
             _ => Ok(()),
         }
     }
 
-    async fn monitor(&mut self, queue: &str, seconds: u64, most: usize) -> Flow {
-        if self.server.state() == State::Quiescent {
-            return self.refuse();
-        }
-        let deadline = Instant::now() + Duration::from_secs(seconds).min(WAIT_MAX);
+    async fn monitor(&mut self, queue: &str, seconds: u64, most: usize) -> Result<Answer, AnyError> {
+        let end = Instant::now() + Duration::from_secs(seconds).min(WAIT_MAX);
         let open_max = self.server.config(|config| config.max_open_reads);
-        for _ in 0..most {
-            if self.open.get(queue).map_or(0, VecDeque::len) >= open_max || self.server.state() == State::Quiescent {
-                break;
+        for _ in 0..most.min(open_max.saturating_sub(self.opened(queue))) {
+            if self.server.state() == State::Quiescent {
+                return Ok(REFUSED);
             }
-            match self.take(queue, deadline, seconds > 0).await? {
-                Ok(Some(Got::Taken(item))) => {
-                    value(&mut self.out, queue, &item, false);
-                    self.open.entry(queue.to_owned()).or_default().push_back(item);
-                    if self.out.len() > OUT_MAX {
-                        self.flush().await?;
-                    }
-                }
-                Ok(_) => break,
-                Err(error) => {
-                    self.fail(false, &error);
-                    return GO;
-                }
+            let Some(item) = self.take(queue, end.saturating_duration_since(Instant::now())).await? else {
+                break;
+            };
+            value(&mut self.out, queue, &item, false);
+            self.open.entry(queue.to_owned()).or_default().push_back(item);
+            if self.out.len() > OUT_MAX {
+                self.flush().await?;
             }
         }
-        self.say("END");
-        GO
+        Ok(Line("END"))
     }
 
-    fn confirm(&mut self, queue: &str, count: usize) -> Flow {
-        if self.open.get(queue).map_or(0, VecDeque::len) < count {
-            self.say("ERROR fewer reads are open");
-            return GO;
+    fn confirm(&mut self, queue: &str, count: usize) -> Result<Answer, CloseError> {
+        if self.opened(queue) < count {
+            return Ok(Line("ERROR fewer reads are open"));
         }
+        // All of them, also after one that could not be closed.
         let mut result = Ok(());
         for _ in 0..count {
             result = result.and(self.end_one(queue, true));
         }
-        match result {
-            Ok(()) => self.say("END"),
-            Err(error) => self.fail(false, &error),
-        }
-        GO
-    }
-
-    fn delete(&mut self, queue: &str, quiet: bool) -> Flow {
-        if self.server.state() != State::Up {
-            return self.refuse();
-        }
-        self.queues.forget(queue);
-        match block_in_place(|| self.server.set.delete(queue)) {
-            Ok(_) => self.say_unless(quiet, "DELETED"),
-            Err(error) => self.fail(quiet, &error),
-        }
-        GO
-    }
-
-    fn clear(&mut self, queues: &[String], quiet: bool, answer: &str) -> Flow {
-        if self.server.state() != State::Up {
-            return self.refuse();
-        }
-        let clear = |name: &String| match self.server.queue(name, false)? {
-            Some(queue) => queue.clear().map(|_| ()),
-            None => Ok(()),
-        };
-        // The others are cleared also where one cannot be.
-        match block_in_place(|| queues.iter().map(clear).fold(Ok(()), Result::and)) {
-            Ok(()) => self.say_unless(quiet, answer),
-            Err(error) => self.fail(quiet, &error),
-        }
-        GO
-    }
-
-    fn refuse(&mut self) -> Flow {
-        self.say("SERVER_ERROR refused by the server's status");
-        END
+        result?;
+        Ok(Line("END"))
     }
 
     fn say(&mut self, line: &str) {
@@ -470,29 +427,21 @@ impl Connection {
         self.out.extend_from_slice(b"\r\n");
     }
 
-    fn say_unless(&mut self, quiet: bool, line: &str) {
-        if !quiet {
-            self.say(line);
-        }
-    }
-
-    /// An error, on one line.
-    fn fail(&mut self, quiet: bool, error: &dyn Display) {
-        let text = error.to_string().replace(['\r', '\n'], " ");
-        self.say_unless(quiet, &format!("SERVER_ERROR {text}"));
-    }
-
     /// Makes durable what is called stored, writes all replies, closes what they gave away.
-    async fn flush(&mut self) -> io::Result<()> {
+    async fn flush(&mut self) -> Result<(), AnyError> {
         // The last first: with it all before it are durable, and an answer that changes moves no earlier one.
         for put in std::mem::take(&mut self.unsynced).into_iter().rev() {
             if let (Err(error), Some(at)) = (put.queue.synced_async(put.id).await, put.reply) {
-                let answer = format!("SERVER_ERROR {error}\r\n");
-                self.out.splice(at..at + STORED.len(), answer.into_bytes());
+                self.out.splice(at..at + STORED.len(), format!("SERVER_ERROR {error}").into_bytes());
             }
         }
         if !self.out.is_empty() {
-            self.stream.write_all(&self.out).await?;
+            tokio::select! {
+                biased;
+                written = self.stream.write_all(&self.out) => written?,
+                // The client does not read.
+                () = rest(self.idle) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            }
             count(&self.server.counters.bytes_written, self.out.len());
             self.out.clear();
             self.out.shrink_to(2 * OUT_MAX);
@@ -522,11 +471,6 @@ impl Connection {
         })
         .await;
     }
-}
-
-enum Got {
-    Seen(Item),
-    Taken(OpenItem),
 }
 
 fn value(out: &mut Vec<u8>, key: &str, item: &Item, with_id: bool) {

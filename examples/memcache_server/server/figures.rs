@@ -18,46 +18,41 @@ const HEAD_MAX: usize = 8 << 10;
 const HEAD_TIME: Duration = Duration::from_secs(5);
 const PAGES_MAX: usize = 16;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Counter,
-    Gauge,
-}
-
-use Kind::{Counter, Gauge};
-
-type Figure = (&'static str, Kind, u64);
+/// A number's name, kind and value.
+type Figure = (&'static str, &'static str, u64);
+const COUNTER: &str = "counter";
+const GAUGE: &str = "gauge";
 
 /// A queue's numbers by Kestrel's names where it had one.
 fn of_queue(stats: &QueueStats) -> [Figure; 27] {
     [
-        ("items", Gauge, stats.items),
-        ("bytes", Gauge, stats.bytes),
-        ("total_items", Counter, stats.total_items),
-        ("put_bytes", Counter, stats.put_bytes),
-        ("get_hits", Counter, stats.get_hits),
-        ("get_misses", Counter, stats.get_misses),
-        ("logsize", Gauge, stats.log_size),
-        ("expired_items", Counter, stats.expired_items),
-        ("mem_items", Gauge, stats.mem_items),
-        ("mem_bytes", Gauge, stats.mem_bytes),
-        ("age", Gauge, stats.age_ms),
-        ("oldest_age", Gauge, stats.oldest_age_ms),
-        ("discarded", Counter, stats.discarded),
-        ("waiters", Gauge, stats.waiters),
-        ("open_transactions", Gauge, stats.open_items),
-        ("transactions", Counter, stats.transactions),
-        ("canceled_transactions", Counter, stats.canceled_transactions),
-        ("total_flushes", Counter, stats.total_flushes),
-        ("create_time", Gauge, stats.create_time_ms / 1000),
-        ("segments", Gauge, stats.segments),
-        ("redelivered", Counter, stats.redelivered),
-        ("unsynced_bytes", Gauge, stats.unsynced_bytes),
-        ("syncs", Counter, stats.syncs),
-        ("leaked_open_items", Gauge, stats.leaked_open_items),
-        ("damaged_items", Counter, stats.damaged_items),
-        ("leases_ended", Counter, stats.leases_ended),
-        ("dead_lettered", Counter, stats.dead_lettered),
+        ("items", GAUGE, stats.items),
+        ("bytes", GAUGE, stats.bytes),
+        ("total_items", COUNTER, stats.total_items),
+        ("put_bytes", COUNTER, stats.put_bytes),
+        ("get_hits", COUNTER, stats.get_hits),
+        ("get_misses", COUNTER, stats.get_misses),
+        ("logsize", GAUGE, stats.log_size),
+        ("expired_items", COUNTER, stats.expired_items),
+        ("mem_items", GAUGE, stats.mem_items),
+        ("mem_bytes", GAUGE, stats.mem_bytes),
+        ("age", GAUGE, stats.age_ms),
+        ("oldest_age", GAUGE, stats.oldest_age_ms),
+        ("discarded", COUNTER, stats.discarded),
+        ("waiters", GAUGE, stats.waiters),
+        ("open_transactions", GAUGE, stats.open_items),
+        ("transactions", COUNTER, stats.transactions),
+        ("canceled_transactions", COUNTER, stats.canceled_transactions),
+        ("total_flushes", COUNTER, stats.total_flushes),
+        ("create_time", GAUGE, stats.create_time_ms / 1000),
+        ("segments", GAUGE, stats.segments),
+        ("redelivered", COUNTER, stats.redelivered),
+        ("unsynced_bytes", GAUGE, stats.unsynced_bytes),
+        ("syncs", COUNTER, stats.syncs),
+        ("leaked_open_items", GAUGE, stats.leaked_open_items),
+        ("damaged_items", COUNTER, stats.damaged_items),
+        ("leases_ended", COUNTER, stats.leases_ended),
+        ("dead_lettered", COUNTER, stats.dead_lettered),
     ]
 }
 
@@ -67,26 +62,26 @@ fn of_server(server: &Server) -> Vec<Figure> {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     vec![
-        ("uptime", Gauge, server.started.elapsed().as_secs()),
-        ("time", Gauge, now),
-        ("curr_items", Gauge, set.items),
-        ("bytes", Gauge, set.bytes),
-        ("queues", Gauge, set.queues),
-        ("queue_creates", Counter, set.queue_creates),
-        ("queue_deletes", Counter, set.queue_deletes),
-        ("pool_segments", Gauge, set.pool_segments),
-        ("pool_bytes", Gauge, set.pool_bytes),
-        ("disk_bytes", Gauge, set.disk_bytes),
-        ("curr_connections", Gauge, of(&counters.curr_connections)),
-        ("total_connections", Counter, of(&counters.total_connections)),
-        ("refused_connections", Counter, of(&counters.refused_connections)),
-        ("cmd_get", Counter, of(&counters.cmd_get)),
-        ("cmd_set", Counter, of(&counters.cmd_set)),
-        ("cmd_peek", Counter, of(&counters.cmd_peek)),
-        ("get_hits", Counter, of(&counters.get_hits)),
-        ("get_misses", Counter, of(&counters.get_misses)),
-        ("bytes_read", Counter, of(&counters.bytes_read)),
-        ("bytes_written", Counter, of(&counters.bytes_written)),
+        ("uptime", GAUGE, server.started.elapsed().as_secs()),
+        ("time", GAUGE, now),
+        ("curr_items", GAUGE, set.items),
+        ("bytes", GAUGE, set.bytes),
+        ("queues", GAUGE, set.queues),
+        ("queue_creates", COUNTER, set.queue_creates),
+        ("queue_deletes", COUNTER, set.queue_deletes),
+        ("pool_segments", GAUGE, set.pool_segments),
+        ("pool_bytes", GAUGE, set.pool_bytes),
+        ("disk_bytes", GAUGE, set.disk_bytes),
+        ("curr_connections", GAUGE, of(&counters.curr_connections)),
+        ("total_connections", COUNTER, of(&counters.total_connections)),
+        ("refused_connections", COUNTER, of(&counters.refused_connections)),
+        ("cmd_get", COUNTER, of(&counters.cmd_get)),
+        ("cmd_set", COUNTER, of(&counters.cmd_set)),
+        ("cmd_peek", COUNTER, of(&counters.cmd_peek)),
+        ("get_hits", COUNTER, of(&counters.get_hits)),
+        ("get_misses", COUNTER, of(&counters.get_misses)),
+        ("bytes_read", COUNTER, of(&counters.bytes_read)),
+        ("bytes_written", COUNTER, of(&counters.bytes_written)),
     ]
 }
 
@@ -112,7 +107,6 @@ pub(super) fn stats(server: &Server, out: &mut Vec<u8>) {
         }
     }
     out.extend_from_slice(text.as_bytes());
-    out.extend_from_slice(b"END\r\n");
 }
 
 pub(super) fn dump(server: &Server, names: &[&str], out: &mut Vec<u8>) {
@@ -135,7 +129,6 @@ fn sections(queues: Vec<Queue>, out: &mut Vec<u8>, lines: impl Fn(&Queue) -> Vec
         text.push_str("}\r\n");
     }
     out.extend_from_slice(text.as_bytes());
-    out.extend_from_slice(b"END\r\n");
 }
 
 /// The page, in the text format of Prometheus.
@@ -148,20 +141,15 @@ fn page(server: &Server) -> String {
         })
         .collect();
     let mut text = String::new();
-    let head = |text: &mut String, name: &str, kind: Kind| {
-        let kind = if kind == Counter { "counter" } else { "gauge" };
-        let _ = writeln!(text, "# TYPE kestrel_{name} {kind}");
-    };
     for (name, kind, value) in of_server(server) {
-        head(&mut text, name, kind);
-        let _ = writeln!(text, "kestrel_{name} {value}");
+        let _ = writeln!(text, "# TYPE kestrel_{name} {kind}\nkestrel_{name} {value}");
     }
     // All lines of one name stand together.
     for index in 0..all.first().map_or(0, |(_, figures)| figures.len()) {
         for (at, (queue, figures)) in all.iter().enumerate() {
             let (name, kind, value) = figures[index];
             if at == 0 {
-                head(&mut text, &format!("queue_{name}"), kind);
+                let _ = writeln!(text, "# TYPE kestrel_queue_{name} {kind}");
             }
             let _ = writeln!(text, "kestrel_queue_{name}{{queue=\"{queue}\"}} {value}");
         }

@@ -144,6 +144,16 @@ impl Server {
         Ok(Some(queue))
     }
 
+    /// Clears the queues; the others too where one cannot be.
+    fn clear(&self, names: &[String]) -> Result<(), kestrel_core::Error> {
+        let mut result = Ok(0);
+        for name in names {
+            let queue = self.queue(name, false);
+            result = result.and(queue.map_err(Into::into).and_then(|queue| queue.map_or(Ok(0), |queue| queue.clear())));
+        }
+        result.map(|_| ())
+    }
+
     fn discard_expired(&self, names: &[String]) -> Result<u64, kestrel_core::Error> {
         let mut gone = 0;
         for name in names {

@@ -29,7 +29,7 @@ pub(crate) enum Request<'a> {
     /// A value beyond the limit, which is being skipped; whether `noreply` was said, here and below.
     TooLarge(bool),
     /// Whether ids are asked for.
-    Get(Keys<'a>, bool),
+    Get(Vec<Key<'a>>, bool),
     /// Queue, seconds, most items.
     Monitor(&'a str, u64, usize),
     Confirm(&'a str, usize),
@@ -77,23 +77,6 @@ pub(crate) enum State {
     Quiescent,
 }
 
-/// The keys of a get, each checked.
-#[derive(Debug, PartialEq, Eq, Clone)]
-pub(crate) struct Keys<'a>(&'a str);
-
-impl<'a> Iterator for Keys<'a> {
-    type Item = Key<'a>;
-
-    fn next(&mut self) -> Option<Key<'a>> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let (first, rest) = self.0.split_once(' ').unwrap_or((self.0, ""));
-        self.0 = rest;
-        Key::parse(first).ok()
-    }
-}
-
 /// A key with its options: `queue/open/t=100`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Key<'a> {
@@ -109,6 +92,18 @@ pub(crate) struct Key<'a> {
 type Parsed<T> = Result<T, &'static str>;
 
 const MALFORMED: &str = "CLIENT_ERROR malformed request";
+
+impl Request<'_> {
+    /// Whether `noreply` was said.
+    pub(crate) fn is_quiet(&self) -> bool {
+        match self {
+            Request::Set(set) => set.quiet,
+            Request::TooLarge(quiet) | Request::Delete(_, quiet) | Request::Flush(_, quiet) => *quiet,
+            Request::FlushAll(quiet) => *quiet,
+            _ => false,
+        }
+    }
+}
 
 impl<'a> Key<'a> {
     fn parse(text: &'a str) -> Parsed<Key<'a>> {
@@ -167,12 +162,12 @@ impl Parser {
         }
         if self.skip_end {
             return match line_end(input) {
-                End::At(len) => {
+                Ok(Some(end)) => {
                     self.skip_end = false;
-                    Step::Skip(len)
+                    Step::Skip(end)
                 }
-                End::More => Step::More,
-                End::Not => Step::Broken("CLIENT_ERROR bad data chunk"),
+                Ok(None) => Step::More,
+                Err(reply) => Step::Broken(reply),
             };
         }
         if first == BINARY.0 {
@@ -211,9 +206,7 @@ impl Parser {
         let request = match command {
             b"set" => return self.set(rest, after),
             b"get" | b"gets" => {
-                let keys = if rest.is_empty() { Err("CLIENT_ERROR no queue named") } else { Ok(rest) };
-                keys?.split(' ').try_for_each(|key| Key::parse(key).map(|_| ()))?;
-                Request::Get(Keys(rest), command == b"gets")
+                Request::Get(rest.split(' ').map(Key::parse).collect::<Parsed<_>>()?, command == b"gets")
             }
             _ => other(command, rest)?,
         };
@@ -236,11 +229,8 @@ impl Parser {
         let Some((data, after)) = after.split_at_checked(len) else {
             return Ok(None);
         };
-        match line_end(after) {
-            End::At(end) => Ok(Some((Request::Set(Set { queue, flags, expiry, data, quiet }), len + end))),
-            End::More => Ok(None),
-            End::Not => Err("CLIENT_ERROR bad data chunk"),
-        }
+        let end = line_end(after)?;
+        Ok(end.map(|end| (Request::Set(Set { queue, flags, expiry, data, quiet }), len + end)))
     }
 }
 
@@ -331,17 +321,12 @@ fn state(word: &str) -> Parsed<State> {
     }
 }
 
-enum End {
-    At(usize),
-    More,
-    Not,
-}
-
-fn line_end(bytes: &[u8]) -> End {
+/// The length of the line end that stands here, if it has come whole.
+fn line_end(bytes: &[u8]) -> Parsed<Option<usize>> {
     match bytes {
-        [b'\n', ..] => End::At(1),
-        [b'\r', b'\n', ..] => End::At(2),
-        [] | [b'\r'] => End::More,
-        _ => End::Not,
+        [b'\n', ..] => Ok(Some(1)),
+        [b'\r', b'\n', ..] => Ok(Some(2)),
+        [] | [b'\r'] => Ok(None),
+        _ => Err("CLIENT_ERROR bad data chunk"),
     }
 }
