@@ -443,6 +443,7 @@ impl QueueSet {
         let highest = match &loaded {
             Some(core) => {
                 core.shut(false);
+                core.answer_waiting();
                 // What moves here has been told `Closed`, or is stored and about to be marked.
                 while core.pay().below != u64::MAX {
                     thread::park_timeout(Duration::from_millis(1));

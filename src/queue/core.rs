@@ -311,6 +311,10 @@ impl Core {
     }
 
     pub(crate) fn sync_error(&self, source: Arc<std::io::Error>) -> SyncError {
+        if self.reader.lock().closed && !self.shared.closed.load(Ordering::Acquire) {
+            // It was deleted meanwhile: its files were not where they had been, and the device is well.
+            return SyncError::Closed;
+        }
         SyncError::Failed { queue: self.name.clone(), source }
     }
 
@@ -572,6 +576,15 @@ impl Core {
         drop(reader);
         drop(tail);
         wakes.wake();
+    }
+
+    /// Answers those who wait for the device, before the files of a queue that was shut leave.
+    pub(crate) fn answer_waiting(&self) {
+        let waits = self.has_journal && self.reader.lock().has_hidden();
+        if waits {
+            // A failure is told to everyone who waits.
+            let _ = self.sync_round();
+        }
     }
 
     /// Leaves the journal in good order: all durable, sealed.

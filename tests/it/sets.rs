@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-use kestrel_core::{Durability, Error, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet};
+use kestrel_core::{Durability, Error, GetError, OpenError, PutError, PutOptions, QueueOptions, QueueSet, SyncError};
 
 use crate::common::{drain, fast, put_all, until, world, world_with};
 
@@ -313,6 +313,40 @@ fn k119_of_two_deletes_at_once_one_finds_nothing_and_the_next_queue_of_the_name_
     set.close().expect("closes");
     let set = QueueSet::open(&path).expect("opens");
     assert_eq!(set.get_queue("q").expect("opens").map_or(0, |queue| queue.len()), left);
+}
+
+/// The files left while a sync was on its way, which then did not find them: the put was told of a device that failed.
+#[test]
+fn k90_a_put_that_waits_for_the_device_while_its_queue_is_deleted_is_stored_or_told_closed() {
+    let w = world();
+    let set = &w.set;
+    for round in 0..100u64 {
+        let queue = w.queue("q");
+        std::thread::scope(|scope| {
+            let puts = scope.spawn(|| {
+                loop {
+                    match queue.put("x") {
+                        Ok(_) => {}
+                        Err(PutError::Closed) => return,
+                        Err(error) => panic!("round {round}: {error:?}"),
+                    }
+                }
+            });
+            let syncs = scope.spawn(|| {
+                loop {
+                    match queue.sync() {
+                        Ok(()) => {}
+                        Err(SyncError::Closed) => return,
+                        Err(error) => panic!("round {round}: {error:?}"),
+                    }
+                }
+            });
+            std::thread::sleep(Duration::from_micros(round % 10 * 300));
+            assert!(set.delete("q").expect("goes"));
+            puts.join().expect("stored or closed");
+            syncs.join().expect("synced or closed");
+        });
+    }
 }
 
 #[test]
