@@ -1160,11 +1160,28 @@ impl Journal {
         fence(Ordering::Acquire);
     }
 
+    /// Makes durable what was cleared and is still there, since an archive has not taken it or a move needs it: the header is
+    /// about to say that it is.
+    fn sync_cleared(&self) -> io::Result<()> {
+        let cleared: Vec<u64> = {
+            let table = self.table.lock();
+            table.iter().filter(|(_, entry)| entry.cleared).map(|(number, _)| *number).collect()
+        };
+        for number in &cleared {
+            self.with_segment(*number, Segment::sync)?;
+        }
+        match &self.context.dir {
+            Some(dir) if !cleared.is_empty() => self.context.disk.sync_dir(dir),
+            _ => Ok(()),
+        }
+    }
+
     /// Leaves the journal so that the next open needs no scan: everything durable, the last segment sealed.
     pub(crate) fn seal_clean(&self) -> io::Result<()> {
         if self.context.dir.is_none() || self.context.read_only {
             return Ok(());
         }
+        self.sync_cleared()?;
         let last = {
             let mut tail = self.tail.lock();
             if let Some(spare) = tail.spare.take() {

@@ -38,8 +38,9 @@ fn a_move_that_a_kill_interrupted_survives_a_power_cut_after_the_next_open() {
             assert!(moved.is_ok() && found_new, "the crash came at every step of the move");
             return;
         }
-        std::mem::forget((set, moved));
-        let disk = disk.kill();
+        let after = disk.kill();
+        drop((set, moved));
+        let disk = after;
         let (set, a, b) = open(&disk);
         let is_new = b.len() == 2;
         found_new |= is_new;
@@ -147,6 +148,31 @@ fn routes_of_deleted_queues_are_not_kept_for_ever() {
     // And what is there still tells of the last.
     let set = super::oracle::open(&disk.kill(), Durability::Os).expect("opens");
     assert_eq!((set.queue("a").expect("opens").len(), set.queue("b").expect("opens").len()), (0, 701));
+}
+
+/// No sync had covered the segment before it was cleared. The end of the set named it as the last one, and the queue did not
+/// open after a power cut.
+#[test]
+fn what_is_cleared_and_kept_for_an_archive_outlives_a_close_and_a_power_cut() {
+    let disk = SimDisk::new(9);
+    let builder = || QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options(Durability::Os));
+    let set = builder().archive(|_| Err(std::io::Error::other("not now"))).open(DIR).expect("opens");
+    let queue = set.queue("q").expect("opens");
+    queue.put("x").expect("room");
+    queue.clear().expect("stored");
+    drop(queue);
+    set.close().expect("closes");
+    let shown = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let book = std::sync::Arc::clone(&shown);
+    let builder = QueueSet::builder().disk(Disk::Sim(disk.power_cut(Fate::None))).defaults(options(Durability::Os));
+    let builder = builder.archive(move |segment| {
+        book.lock().expect("no panic").extend(segment.items().flatten().map(|item| item.into_vec()));
+        Ok(())
+    });
+    let set = builder.open(DIR).expect("opens");
+    assert_eq!(set.queue("q").expect("opens").len(), 0);
+    set.close().expect("closes");
+    assert_eq!(*shown.lock().expect("no panic"), [b"x"]);
 }
 
 /// Who has passed all checks before the set was closed, and notes his move only then.
