@@ -455,14 +455,12 @@ impl QueueSet {
         };
         let has_files = loaded.as_ref().is_none_or(|core| core.has_journal());
         self.inner.raise_id_floor(highest).map_err(|source| Error::Io { path: self.inner.dir.join("set"), source })?;
-        if has_files {
-            self.inner.remove_files(name, loaded.as_deref())?;
-        }
+        let was_there = !has_files || self.inner.remove_files(name, loaded.as_deref())?;
         self.inner.shared.moves.leave(name);
         *slot.core.lock() = None;
         self.inner.registry.lock().remove(name);
-        self.inner.deletes.fetch_add(1, Ordering::Relaxed);
-        Ok(true)
+        self.inner.deletes.fetch_add(was_there.into(), Ordering::Relaxed);
+        Ok(was_there)
     }
 
     /// Opens the next item of the first of `queues` that has one, waiting up to `timeout` for any. Returns the index of its
@@ -1003,15 +1001,19 @@ impl Inner {
         Ok(())
     }
 
-    /// The queue is gone when its directory has left; what is in it is removed afterwards, or at the next open.
-    fn remove_files(&self, name: &str, core: Option<&Core>) -> Result<(), Error> {
+    /// The queue is gone when its directory has left; what is in it is removed afterwards, or at the next open. `false`: there
+    /// was none yet, of a queue that somebody is about to create.
+    fn remove_files(&self, name: &str, core: Option<&Core>) -> Result<bool, Error> {
         let disk = &self.shared.disk;
         let dir = self.queue_dir(name);
         let io = |source| Error::Io { path: dir.clone(), source };
         let trash = self.dir.join("trash");
         let grave = trash.join(format!("{:016x}", disk.random_u64().map_err(io)?));
         self.trash_unsynced.store(true, Ordering::Release);
-        disk.rename(&dir, &grave).map_err(io)?;
+        match disk.rename(&dir, &grave) {
+            Err(error) if core.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            renamed => renamed.map_err(io)?,
+        }
         if let Some(core) = core {
             self.pool.forget_bytes(core.journal.leave());
         }
@@ -1029,7 +1031,7 @@ impl Inner {
             }
             parent = dir.parent();
         }
-        Ok(())
+        Ok(true)
     }
 
     fn close(&self) -> Result<(), SyncError> {

@@ -95,6 +95,10 @@ impl Core {
                     // The new item alone tells of it: it must stay to be found.
                     into.keep_all();
                     self.shared.unmarked.store(true, Ordering::Release);
+                } else if into.journal.cleared() >= new_id.get() {
+                    // Perhaps before the device had it: no sync covers what is cleared, so the old one's mark alone tells. A
+                    // failure is latched, and told to who asks next.
+                    self.marks_durable();
                 }
                 // Only now: what the new item vouches for must be marked before its segment may be freed.
                 drop(running);

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{CloseError, Error, MoveFault, SyncError};
+use crate::error::{CloseError, Error, MoveFault};
 use crate::ids::ItemId;
 use crate::item::Item;
 use crate::options::PutOptions;
@@ -109,11 +109,8 @@ impl OpenItem {
     pub fn close_synced(self) -> Result<(), CloseError> {
         let core = Arc::clone(&self.core);
         self.close()?;
-        core.sync().map_err(|error| match error {
-            SyncError::Closed => CloseError::Closed,
-            SyncError::Forked => CloseError::Forked,
-            other => CloseError::Sync(other),
-        })
+        // Also where the set is closed by now: the item is done, and does not come again as the other answers say.
+        core.sync().map_err(CloseError::Sync)
     }
 
     /// Closes the item and puts `payload` into `into` as one act: after a crash at any moment there is either the old item or
