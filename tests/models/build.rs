@@ -273,6 +273,78 @@ const BUGS: &[Bug] = &[
     ),
 ];
 
+/// Bugs that only whole sets can show: planted for the schedules alone.
+const BUGS_OF_SETS: &[Bug] = &[
+    Bug(
+        "a lease ends in a move",
+        "queue/handoff.rs",
+        "reader.lease(id, serial, ENDLESS);",
+        "if !PLANTED { reader.lease(id, serial, ENDLESS); }",
+    ),
+    // Once a real one.
+    Bug(
+        "cleared in the middle of a move",
+        "queue/handoff.rs",
+        "} else if into.journal.cleared() >= new_id.get() {",
+        "} else if !PLANTED && into.journal.cleared() >= new_id.get() {",
+    ),
+    Bug(
+        "extended in vain",
+        "queue/take.rs",
+        "!reader.closed && self.begin_lease(&mut reader, id, serial, lease_ms)",
+        "!reader.closed && (PLANTED && reader.open.contains_key(&id) || self.begin_lease(&mut reader, id, serial, lease_ms))",
+    ),
+    Bug(
+        "an old opening ends a new one",
+        "reader/mod.rs",
+        "Some(held) if held.serial == serial => {",
+        "Some(held) if PLANTED || held.serial == serial => {",
+    ),
+    Bug(
+        "the archive is not asked",
+        "queue/archive.rs",
+        "let kept = archived.contains(&number) ||",
+        "let kept = PLANTED || archived.contains(&number) ||",
+    ),
+    Bug(
+        "deleted ids come again",
+        "set.rs",
+        "if id <= file.meta.id_floor {",
+        "if PLANTED || id <= file.meta.id_floor {",
+    ),
+    // Once real ones.
+    Bug(
+        "deleted while it is created",
+        "set.rs",
+        "Err(error) if core.is_none() && error.kind()",
+        "Err(error) if !PLANTED && core.is_none() && error.kind()",
+    ),
+    Bug(
+        "a close is denied",
+        "queue/open_item.rs",
+        "core.sync().map_err(CloseError::Sync)",
+        "core.sync().map_err(|error| if PLANTED { CloseError::Closed } else { CloseError::Sync(error) })",
+    ),
+    Bug(
+        "not synced since it was cleared",
+        "journal/mod.rs",
+        "self.sync_cleared()?;",
+        "if !PLANTED { self.sync_cleared()?; }",
+    ),
+    Bug(
+        "deleted before an answer",
+        "queue/core.rs",
+        "let waits = self.has_journal && self.reader.lock().has_hidden();",
+        "let waits = !PLANTED && self.has_journal && self.reader.lock().has_hidden();",
+    ),
+    Bug(
+        "deleted in the middle of a move",
+        "set.rs",
+        "while core.pay().below != u64::MAX {",
+        "while !PLANTED && core.pay().below != u64::MAX {",
+    ),
+];
+
 /// What the copy for the schedules has otherwise: file, what stands there, what stands there instead.
 const OTHERWISE: &[(&str, &str, &str)] = &[
     ("disk/mod.rs", "    Instant::now()", "    crate::sync::time::now()"),
@@ -320,7 +392,8 @@ fn main() {
     for path in all {
         let name = path.strip_prefix(&crate_src).expect("below it").to_string_lossy().into_owned();
         let Ok(mut text) = fs::read_to_string(&path) else { continue };
-        for Bug(bug, _, old, new) in BUGS.iter().filter(|Bug(_, file, ..)| *file == name) {
+        let of_sets = BUGS_OF_SETS.iter().filter(|_| is_scheduled);
+        for Bug(bug, _, old, new) in BUGS.iter().chain(of_sets).filter(|Bug(_, file, ..)| *file == name) {
             assert!(text.contains(old), "{name} has no place for the bug {bug:?}");
             text = text.replace(old, &new.replace("PLANTED", &format!("crate::plant::is({bug:?})")));
         }

@@ -1,5 +1,7 @@
 //! Whole sets under a random scheduler: threads and tasks put, take, give back, sync, clear, pause and close over a simulated
 //! disk, in an order that one number decides; what they were answered is held to the rules, also after kills and power cuts.
+//! One number in three is for a chain of queues, in which items move on, leases end, letters die, queues are deleted, and an
+//! archive takes what is spent ([`chain`]).
 //!
 //! `cargo run --release --manifest-path tests/models/schedules/Cargo.toml -- [SECONDS [SEED]]` tries as many numbers as the time allows, from `SEED` on, and then
 //! shows that planted bugs are found. `-- replay SEED` repeats one and tells what happened.
@@ -10,9 +12,11 @@
 #![allow(dead_code, unused_imports, reason = "schedules use a part of what they include")]
 #![allow(clippy::collapsible_match, reason = "planted lines are not for reading")]
 
+mod chain;
 mod check;
 mod engine;
 mod history;
+mod links;
 #[path = "../../src/plant.rs"]
 mod plant;
 #[path = "../../src/sync.rs"]
@@ -25,13 +29,14 @@ mod testing {
     pub use crate::disk::sim::*;
 }
 
-pub use error::{CloseError, Error, GetError, Limit, OpenError, OptionsError, PutError, SyncError};
+pub use error::{CloseError, Error, GetError, Limit, MoveFault, OpenError, OptionsError, PutError, SyncError};
 pub use ids::ItemId;
-pub use item::Item;
+pub use item::{DeadLetter, Item};
 pub use options::{Durability, OnDamage, PutOptions, QueueOptions, WhenFull};
 pub use queue::Queue;
+pub use queue::archive::RetiredSegment;
 pub use queue::futures::{GetFuture, OpenFuture, SyncedFuture};
-pub use queue::open_item::{OpenItem, OpenToken};
+pub use queue::open_item::{MoveError, OpenItem, OpenToken};
 pub use set::{QueueSet, QueueSetBuilder};
 pub use stats::{LostRange, QueueStats, RecoveryProgress, RecoveryReport, SetStats};
 pub use typed::{Codec, DecodeError, TypedGetError, TypedOpenItem, TypedPutError, TypedQueue};
@@ -58,6 +63,12 @@ fn kind_of(seed: u64) -> Kind {
 fn execute() {
     let seed = engine::seed();
     sync::time::begin();
+    if Random::new(seed ^ 0x72).chance(3) {
+        if let Err(error) = chain::execute(seed) {
+            panic!("{error}");
+        }
+        return;
+    }
     let kind = kind_of(seed);
     let world = World::new(kind, seed);
     world.log.note(|| format!("{kind:?}, {:?}", world.options));
@@ -176,18 +187,32 @@ const PLANTED: &[&str] = &[
     "EagerMark",
     "FreeBeforeDone",
     "FreeBeforeMeta",
+    "FreeUnpaid",
+    "MarkBeforeMoved",
+    "MoveWithoutRoute",
     "RetryFailedSync",
     "StartNotMarked",
     "SyncTailOnly",
     "a called waiter is not alone",
+    "a close is denied",
+    "a lease ends in a move",
+    "an old opening ends a new one",
     "cleared by half",
+    "cleared in the middle of a move",
+    "deleted before an answer",
+    "deleted ids come again",
+    "deleted while it is created",
+    "deleted in the middle of a move",
+    "extended in vain",
     "given back in silence",
     "last come first served",
+    "not synced since it was cleared",
     "promise leaks",
     "resumed in silence",
     "room is kept",
     "settled without a sync",
     "tasks are not told",
+    "the archive is not asked",
 ];
 const PLANTED_MAX: u64 = 20_000;
 const SEEDS_APART: u64 = 1 << 40;

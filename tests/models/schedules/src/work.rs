@@ -60,7 +60,7 @@ pub fn payload(token: u64, len: u64) -> Vec<u8> {
     bytes
 }
 
-fn filling(token: u64) -> u8 {
+pub fn filling(token: u64) -> u8 {
     (token.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8
 }
 
@@ -509,13 +509,9 @@ impl World {
         if cuts.len() >= 2 {
             return;
         }
-        let tick = self.log.now();
-        let fate = [Fate::None, Fate::All, Fate::Random(random.next()), Fate::Random(random.next())];
-        let fate = fate[random.below(4) as usize];
-        let power = !random.chance(4);
-        let disk = if power { self.disk.power_cut(fate) } else { self.disk.kill() };
-        self.log.note(|| format!("cut, power {power}, {fate:?}"));
-        cuts.push(Cut { tick, disk, power, fate });
+        let cut = cut_of(&self.disk, self.log.now(), random);
+        self.log.note(|| format!("cut, power {}, {:?}", cut.power, cut.fate));
+        cuts.push(cut);
     }
 
     /// Closes the set; what was stored is durable then.
@@ -565,6 +561,14 @@ impl World {
         }
         Ok((set, queues))
     }
+}
+
+/// The disk as a kill or a power cut would leave it now.
+pub fn cut_of(disk: &SimDisk, tick: Tick, random: &mut Random) -> Cut {
+    let fate = [Fate::None, Fate::All, Fate::Random(random.next()), Fate::Random(random.next())];
+    let fate = fate[random.below(4) as usize];
+    let power = !random.chance(4);
+    Cut { tick, disk: if power { disk.power_cut(fate) } else { disk.kill() }, power, fate }
 }
 
 fn drain(queue: usize, handle: &Queue) -> Vec<Got> {
