@@ -9,6 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::ids::ItemId;
+use crate::options::State;
 
 /// Why a set or a queue did not open.
 #[derive(Debug, Error)]
@@ -102,6 +103,12 @@ pub enum OpenError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The set's [`State`](crate::State) allows no new queue, and there is none of this name.
+    #[error("the set is {state}")]
+    State {
+        /// The state in force.
+        state: State,
+    },
     /// The set has been closed.
     #[error("the set is closed")]
     Closed,
@@ -192,6 +199,12 @@ pub enum PutError {
     /// All ids are used up.
     #[error("the queue has no more ids")]
     Exhausted,
+    /// The set's [`State`](crate::State) does not allow it. Nothing was changed.
+    #[error("the set is {state}")]
+    State {
+        /// The state in force.
+        state: State,
+    },
     /// The set is open for reading only.
     #[error("the set is open read-only")]
     ReadOnly,
@@ -231,6 +244,12 @@ pub enum GetError {
         offset: u64,
         /// The system's answer.
         source: Arc<io::Error>,
+    },
+    /// The set's [`State`](crate::State) does not allow it. Nothing was changed.
+    #[error("the set is {state}")]
+    State {
+        /// The state in force.
+        state: State,
     },
     /// The set is open for reading only: `peek` works, taking does not.
     #[error("the set is open read-only")]
@@ -390,6 +409,37 @@ pub enum OptionsError {
     Forked,
 }
 
+/// Why the state of a set was not changed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// A stricter state is on its way already: wait for it, or go back to the present one first, which ends it.
+    #[error("the set is {in_force} and is about to be {pending}")]
+    Pending {
+        /// The state in force.
+        in_force: State,
+        /// The one to come.
+        pending: State,
+    },
+    /// The state could not be stored.
+    #[error("{path:?}: {source}")]
+    Io {
+        /// The set's header file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The set is open for reading only.
+    #[error("the set is open read-only")]
+    ReadOnly,
+    /// The set has been closed.
+    #[error("the set is closed")]
+    Closed,
+    /// This process is a fork of the one that opened the set.
+    #[error("the set belongs to the parent process")]
+    Forked,
+}
+
 /// Any error of this crate, for callers that use `?` across operations; also the error of `clear`, `delete` and
 /// `close`.
 #[derive(Debug, Error)]
@@ -416,6 +466,9 @@ pub enum Error {
     /// Options were refused.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// The state of the set was not changed.
+    #[error(transparent)]
+    ChangeState(#[from] StateError),
     /// The system refused.
     #[error("{path:?}: {source}")]
     Io {
@@ -423,6 +476,12 @@ pub enum Error {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// The set's [`State`](crate::State) does not allow it. Nothing was changed.
+    #[error("the set is {state}")]
+    State {
+        /// The state in force.
+        state: State,
     },
     /// The set is open for reading only.
     #[error("the set is open read-only")]

@@ -28,10 +28,12 @@ pub mod testing;
 mod typed;
 mod upkeep;
 
-pub use error::{CloseError, Error, GetError, Limit, MoveFault, OpenError, OptionsError, PutError, SyncError};
+pub use error::{
+    CloseError, Error, GetError, Limit, MoveFault, OpenError, OptionsError, PutError, StateError, SyncError,
+};
 pub use ids::ItemId;
 pub use item::{DeadLetter, Item};
-pub use options::{Durability, OnDamage, PutOptions, QueueOptions, WhenFull};
+pub use options::{Durability, OnDamage, PutOptions, QueueOptions, State, StateOptions, WhenFull};
 pub use queue::archive::RetiredSegment;
 #[cfg(feature = "async")]
 pub use queue::futures::OpenStream;

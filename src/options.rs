@@ -61,6 +61,78 @@ pub enum OnDamage {
     Salvage,
 }
 
+/// What a set lets its callers do: [`QueueSet::set_state`](crate::QueueSet::set_state).
+///
+/// | | `put`, `clear`, `delete`, new queues | `get`, `open`, `peek` | `close`, `abort`, `extend` |
+/// |---|---|---|---|
+/// | `Up` | yes | yes | yes |
+/// | `ReadOnly` | no | yes | yes |
+/// | `Quiescent` | no | no | yes |
+///
+/// `close_into` and `dead_letter` store an item, and so are refused like a put; the item stays open. Statistics, options, `sync`
+/// and the set's own upkeep (syncs, expiry, ended leases, dead letters) go on in every state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum State {
+    /// Everything is allowed.
+    #[default]
+    Up,
+    /// Nothing new comes in, nothing is thrown away.
+    ReadOnly,
+    /// Nothing but the end of what is open.
+    Quiescent,
+}
+
+impl State {
+    pub(crate) fn code(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn from_code(code: u8) -> Option<State> {
+        [State::Up, State::ReadOnly, State::Quiescent].get(usize::from(code)).copied()
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            State::Up => "up",
+            State::ReadOnly => "read-only",
+            State::Quiescent => "quiescent",
+        })
+    }
+}
+
+/// How a state comes into force: [`QueueSet::set_state_with`](crate::QueueSet::set_state_with).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StateOptions {
+    pub(crate) grace: Duration,
+    pub(crate) persist: bool,
+}
+
+impl StateOptions {
+    /// At once, and until the set is closed.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A stricter state comes into force this long after the call, in steps of a ms; a looser one always at once.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Whether the next open of the set begins in this state. It is stored before the call returns, also where it comes into
+    /// force later.
+    #[must_use]
+    pub fn persist(mut self, persist: bool) -> Self {
+        self.persist = persist;
+        self
+    }
+}
+
 /// How a queue behaves: limits, expiry, durability, memory.
 ///
 /// Start from the default and set what differs, by field or by the method of the same name.

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, EntryKind, File, ForkGuard};
-use crate::error::{Error, GetError, OpenError, OptionsError, SyncError};
+use crate::error::{Error, GetError, OpenError, OptionsError, StateError, SyncError};
 use crate::format::header;
 use crate::format::meta::{self, QueueMeta, SetMeta};
 use crate::format::{Fault, VERSION, name};
@@ -26,20 +26,21 @@ use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
 use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss};
-use crate::options::{Durability, OnDamage, QueueOptions};
+use crate::options::{Durability, OnDamage, QueueOptions, State, StateOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
 use crate::queue::archive::{Archive, RetiredSegment};
 use crate::queue::core::{Core, Patience, Shared};
 use crate::queue::handoff::Neighbours;
 use crate::queue::open_item::OpenItem;
+use crate::queue::state::States;
 use crate::queue::take::{Given, Mode, Took};
 use crate::reader::Reader;
-use crate::reader::waiters::sleep_any;
+use crate::reader::waiters::{Wakes, sleep_any};
 use crate::stats::{RecoveryProgress, SetStats};
 use crate::sync::thread;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::upkeep::Upkeep;
+use crate::upkeep::{Chore, Upkeep};
 
 type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
 
@@ -297,6 +298,10 @@ impl QueueSetBuilder {
             upkeep: Upkeep::start(disk).map_err(io)?,
             closed: AtomicBool::new(false),
             read_only: self.read_only,
+            states: States::new(match State::from_code(file.meta.state) {
+                Some(state) if !self.read_only => state,
+                _ => State::Up,
+            }),
             salvage: self.on_damage == OnDamage::Salvage,
             moves: Moves::new(disk.clone(), dir, file.meta.set_id),
             unmarked: AtomicBool::new(false),
@@ -428,6 +433,8 @@ impl QueueSet {
         if self.inner.shared.read_only {
             return Err(Error::ReadOnly);
         }
+        let states = &self.inner.shared.states;
+        states.may_put().map_err(|_| Error::State { state: states.in_force() })?;
         let Some(slot) = self.inner.registry.lock().get(name).cloned() else {
             return Ok(false);
         };
@@ -515,6 +522,84 @@ impl QueueSet {
                 return Ok(None);
             }
         }
+    }
+
+    /// Allows more or less from now on, until the set is closed: see [`State`].
+    ///
+    /// Once this has returned, nothing begins any more that the state does not allow: it answers with the error `State`. Whoever
+    /// waits is told at once: a put for room under `ReadOnly`, a get for an item under `Quiescent`. A looser state ends a
+    /// stricter one that is on its way. The set's files stay as they are.
+    ///
+    /// # Errors
+    /// [`StateError::Pending`] where a stricter state is asked for and another one is on its way; nothing is changed then.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use kestrel_core::{PutError, QueueSet, State};
+    /// let set = QueueSet::open(dir.path())?;
+    /// let jobs = set.queue("jobs")?;
+    /// jobs.put("one")?;
+    /// set.set_state(State::ReadOnly)?;
+    /// assert!(matches!(jobs.put("two"), Err(PutError::State { state: State::ReadOnly })));
+    /// assert!(jobs.try_get()?.is_some());
+    /// set.set_state(State::Up)?;
+    /// jobs.put("two")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_state(&self, state: State) -> Result<(), StateError> {
+        self.set_state_with(state, &StateOptions::new())
+    }
+
+    /// As [`set_state`](QueueSet::set_state), with a period of grace before a stricter state, or stored for the next open. Where
+    /// it is not stored, the next open begins in the state that was stored last, or `Up`.
+    ///
+    /// # Errors
+    /// As `set_state`; [`StateError::Io`] if it could not be stored, and nothing is changed then.
+    pub fn set_state_with(&self, state: State, options: &StateOptions) -> Result<(), StateError> {
+        let inner = &self.inner;
+        let check = || match inner.check_open() {
+            Err(Error::Forked) => Err(StateError::Forked),
+            Err(_) => Err(StateError::Closed),
+            Ok(()) if inner.shared.read_only => Err(StateError::ReadOnly),
+            Ok(()) => Ok(()),
+        };
+        check()?;
+        let states = &inner.shared.states;
+        let mut pending = states.pending.lock();
+        check()?;
+        let in_force = states.in_force();
+        if let Some((pending, _)) = *pending
+            && state > in_force
+        {
+            return Err(StateError::Pending { in_force, pending });
+        }
+        if options.persist {
+            let io = |source| StateError::Io { path: inner.dir.join("set"), source };
+            inner.store_state(state).map_err(io)?;
+        }
+        let grace_ms = u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX);
+        if state > in_force && grace_ms > 0 {
+            *pending = Some((state, inner.shared.disk.mono_exact_ms().saturating_add(grace_ms)));
+            inner.shared.upkeep.ring(Chore::Tighten(Arc::downgrade(&inner.shared), grace_ms));
+            return Ok(());
+        }
+        *pending = None;
+        let wakes = inner.enforce(state);
+        drop(pending);
+        wakes.wake();
+        Ok(())
+    }
+
+    /// The state in force. A set opened read-only is always `Up`.
+    pub fn state(&self) -> State {
+        self.inner.shared.states.in_force()
+    }
+
+    /// The stricter state that comes into force when its period of grace is over.
+    pub fn pending_state(&self) -> Option<State> {
+        self.inner.shared.states.pending.lock().map(|(state, _)| state)
     }
 
     /// Makes everything done so far in all loaded queues durable.
@@ -611,16 +696,49 @@ impl QueueSet {
 #[derive(Clone, Copy)]
 enum Want<'a> {
     Existing,
+    /// By the set itself, in whatever state it is.
+    Needed,
     Create(Option<&'a QueueOptions>),
 }
 
 impl Neighbours for Inner {
     fn queue(&self, name: &str) -> Result<Arc<Core>, OpenError> {
-        self.load(name, Want::Create(None))?.ok_or(OpenError::Closed)
+        self.load(name, Want::Needed)?.ok_or(OpenError::Closed)
+    }
+
+    fn tighten(&self) {
+        let mut pending = self.shared.states.pending.lock();
+        let is_due = |(_, due_ms): &mut (State, u64)| *due_ms <= self.shared.disk.mono_exact_ms();
+        if let Some((state, _)) = pending.take_if(is_due)
+            && self.check_open().is_ok()
+        {
+            let wakes = self.enforce(state);
+            drop(pending);
+            wakes.wake();
+        }
     }
 }
 
 impl Inner {
+    /// Puts a state in force. Once this is done, nothing begins any more that it does not allow.
+    fn enforce(&self, state: State) -> Wakes {
+        self.shared.states.enforce(state);
+        let mut wakes = Wakes::default();
+        for core in self.loaded() {
+            core.meet_state(&mut wakes);
+        }
+        wakes
+    }
+
+    fn store_state(&self, state: State) -> io::Result<()> {
+        let mut file = self.meta.lock();
+        if file.meta.state == state.code() {
+            return Ok(());
+        }
+        let changed = SetMeta { state: state.code(), ..file.meta.clone() };
+        store_set_meta(&mut file, changed)
+    }
+
     fn load(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
         check_name(name)?;
         let inner = self;
@@ -634,10 +752,13 @@ impl Inner {
                 Some(slot) => (Arc::clone(slot), false),
                 None => match want {
                     Want::Existing => return Ok(None),
-                    Want::Create(_) if inner.shared.read_only => {
+                    _ if inner.shared.read_only => {
                         return Err(OpenError::ReadOnly { path: inner.dir.clone() });
                     }
-                    Want::Create(_) => {
+                    Want::Create(_) if inner.shared.states.may_put().is_err() => {
+                        return Err(OpenError::State { state: inner.shared.states.in_force() });
+                    }
+                    Want::Create(_) | Want::Needed => {
                         let slot = Arc::new(Slot::default());
                         registry.insert(name.to_owned(), Arc::clone(&slot));
                         (slot, true)
@@ -659,7 +780,7 @@ impl Inner {
         }
         let given = match want {
             Want::Create(options) => options,
-            Want::Existing => None,
+            Want::Existing | Want::Needed => None,
         };
         match inner.open_queue(name, given) {
             Ok((core, created)) => {
@@ -994,11 +1115,7 @@ impl Inner {
             return Ok(());
         }
         let raised = SetMeta { id_floor: id, ..file.meta.clone() };
-        let SetFile { meta, slots } = &mut *file;
-        slots.prove(|sequence| meta::encode_set(meta, sequence))?;
-        slots.store(|sequence| meta::encode_set(&raised, sequence))?;
-        *meta = raised;
-        Ok(())
+        store_set_meta(&mut file, raised)
     }
 
     /// The queue is gone when its directory has left; what is in it is removed afterwards, or at the next open. `false`: there
@@ -1152,6 +1269,14 @@ fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Resul
     Ok(file)
 }
 
+fn store_set_meta(file: &mut SetFile, changed: SetMeta) -> io::Result<()> {
+    let SetFile { meta, slots } = file;
+    slots.prove(|sequence| meta::encode_set(meta, sequence))?;
+    slots.store(|sequence| meta::encode_set(&changed, sequence))?;
+    *meta = changed;
+    Ok(())
+}
+
 fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, OpenError> {
     let path = dir.join("set");
     let corrupt =
@@ -1175,7 +1300,7 @@ fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, Op
             let io = |error| open_error(&path, error);
             let set_id = || disk.random_u64().map(u128::from);
             let set_id = set_id().map_err(io)? << 64 | set_id().map_err(io)?;
-            let meta = SetMeta { set_id, id_floor: 0 };
+            let meta = SetMeta { set_id, id_floor: 0, state: State::Up.code() };
             let file = write_new_file(disk, dir, "set", &meta::encode_set(&meta, 1)).map_err(io)?;
             Ok(SetFile { meta, slots: SlotFile::new(file, 1, 1, true) })
         }

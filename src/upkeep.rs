@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::disk::Disk;
-use crate::queue::core::Core;
+use crate::queue::core::{Core, Shared};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -32,6 +32,8 @@ pub(crate) enum Chore {
     Ripen(Weak<Core>, u64),
     /// Move items to the dead letters.
     Bury(Weak<Core>),
+    /// Put a stricter state of the set in force after this many ms.
+    Tighten(Weak<Shared>, u64),
     Stop,
 }
 
@@ -109,16 +111,16 @@ struct Rounds {
 struct Due {
     at_ms: u64,
     serial: u64,
-    queue: Weak<Core>,
-    what: Round,
+    errand: Errand,
 }
 
-/// What is done for a queue by time.
-#[derive(Clone, Copy, Debug)]
-enum Round {
-    Tend,
-    EndLeases,
-    Ripen,
+/// What is due.
+#[derive(Debug)]
+enum Errand {
+    Tend(Weak<Core>),
+    EndLeases(Weak<Core>),
+    Ripen(Weak<Core>),
+    Tighten(Weak<Shared>),
 }
 
 impl PartialEq for Due {
@@ -186,22 +188,23 @@ impl Rounds {
                 // Somebody was just leaving one of them: look again in a moment.
                 let left = queue.upgrade().is_some_and(|core| core.free_spent());
                 if left {
-                    self.later(queue, 1, Round::Tend);
+                    self.later(Errand::Tend(queue), 1);
                 }
             }
             Chore::Sync(queue) => with(&queue, |core| core.sync_appended()),
-            Chore::Tend(queue, after_ms) => self.later(queue, after_ms, Round::Tend),
-            Chore::EndLeases(queue, after_ms) => self.later(queue, after_ms, Round::EndLeases),
-            Chore::Ripen(queue, after_ms) => self.later(queue, after_ms, Round::Ripen),
+            Chore::Tend(queue, after_ms) => self.later(Errand::Tend(queue), after_ms),
+            Chore::EndLeases(queue, after_ms) => self.later(Errand::EndLeases(queue), after_ms),
+            Chore::Ripen(queue, after_ms) => self.later(Errand::Ripen(queue), after_ms),
+            Chore::Tighten(set, after_ms) => self.later(Errand::Tighten(set), after_ms),
             Chore::Bury(queue) => with(&queue, |core| core.bury()),
             Chore::Stop => {}
         }
     }
 
-    fn later(&mut self, queue: Weak<Core>, after_ms: u64, what: Round) {
+    fn later(&mut self, errand: Errand, after_ms: u64) {
         self.serial += 1;
         let at_ms = self.disk.mono_exact_ms().saturating_add(after_ms);
-        self.due.push(Reverse(Due { at_ms, serial: self.serial, queue, what }));
+        self.due.push(Reverse(Due { at_ms, serial: self.serial, errand }));
     }
 
     fn perform_due(&mut self) {
@@ -210,15 +213,19 @@ impl Rounds {
             let Some(Reverse(due)) = self.due.pop() else {
                 return;
             };
-            let Some(core) = due.queue.upgrade() else {
-                continue;
-            };
-            match due.what {
-                Round::EndLeases => core.end_leases(),
-                Round::Ripen => core.ripen(),
-                Round::Tend => {
-                    if let Some(after_ms) = core.tend() {
-                        self.later(due.queue, after_ms, Round::Tend);
+            match due.errand {
+                Errand::Tend(queue) => {
+                    let after_ms = queue.upgrade().and_then(|core| core.tend());
+                    if let Some(after_ms) = after_ms {
+                        self.later(Errand::Tend(queue), after_ms);
+                    }
+                }
+                Errand::EndLeases(queue) => with(&queue, |core| core.end_leases()),
+                Errand::Ripen(queue) => with(&queue, |core| core.ripen()),
+                Errand::Tighten(set) => {
+                    let set = set.upgrade().and_then(|shared| shared.neighbours.get()?.upgrade());
+                    if let Some(set) = set {
+                        set.tighten();
                     }
                 }
             }

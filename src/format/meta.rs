@@ -21,6 +21,8 @@ pub(crate) struct SetMeta {
     pub(crate) set_id: u128,
     /// No id up to this one is given out again by a new queue.
     pub(crate) id_floor: u64,
+    /// 0 up, 1 read-only, 2 quiescent.
+    pub(crate) state: u8,
 }
 
 /// What a queue remembers beside its segments.
@@ -152,11 +154,15 @@ pub(crate) fn encode_set(meta: &SetMeta, sequence: u64) -> [u8; SLOT] {
     let mut body = Vec::with_capacity(24);
     body.extend_from_slice(&meta.set_id.to_le_bytes());
     body.extend_from_slice(&meta.id_floor.to_le_bytes());
+    body.push(meta.state);
     seal_slot(SET_MAGIC, sequence, &body)
 }
 
 pub(crate) fn decode_set(file: &[u8]) -> Result<Slots<SetMeta>, Fault> {
-    read_slots(file, SET_MAGIC, "set header", |bytes| Some(SetMeta { set_id: bytes.u128()?, id_floor: bytes.u64()? }))
+    read_slots(file, SET_MAGIC, "set header", |bytes| {
+        let (set_id, id_floor, state) = (bytes.u128()?, bytes.u64()?, bytes.u8()?);
+        (state <= 2).then_some(SetMeta { set_id, id_floor, state })
+    })
 }
 
 /// `name` and `options` are bounded by their own rules so that they and all ranges fit the slot.

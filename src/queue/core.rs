@@ -19,6 +19,7 @@ use crate::options::{Durability, QueueOptions};
 use crate::queue::archive::Archive;
 use crate::queue::handoff::Neighbours;
 use crate::queue::put::Limits;
+use crate::queue::state::States;
 use crate::reader::waiters::Wakes;
 use crate::reader::{Finds, Reader, Rules};
 use crate::stats::{QueueStats, RecoveryReport};
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) upkeep: Upkeep,
     pub(crate) closed: AtomicBool,
     pub(crate) read_only: bool,
+    pub(crate) states: States,
     pub(crate) salvage: bool,
     pub(crate) moves: Moves,
     /// The mark of an item that moved could not be stored: the next open must look for it.
@@ -217,6 +219,7 @@ impl Core {
             if tail.closed {
                 return Err(Error::Closed);
             }
+            self.shared.states.may_put().map_err(|_| Error::State { state: self.shared.states.in_force() })?;
             let mut reader = self.reader.lock();
             let stored = self.journal.clear(&mut tail);
             stored.map_err(|source| {

@@ -44,6 +44,9 @@ struct Put<'a> {
 pub(crate) trait Neighbours: Send + Sync {
     /// Opens or creates a queue.
     fn queue(&self, name: &str) -> Result<Arc<Core>, OpenError>;
+
+    /// Puts the stricter state of the set in force whose time has come.
+    fn tighten(&self);
 }
 
 impl Core {

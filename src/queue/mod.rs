@@ -6,6 +6,7 @@ pub(crate) mod futures;
 pub(crate) mod handoff;
 pub(crate) mod open_item;
 pub(crate) mod put;
+pub(crate) mod state;
 pub(crate) mod take;
 
 use std::fmt;

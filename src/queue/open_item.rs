@@ -155,6 +155,9 @@ impl OpenItem {
         payload: impl AsRef<[u8]>,
         options: &PutOptions,
     ) -> Result<ItemId, MoveError> {
+        if let Err(refused) = self.core.shared.states.may_put() {
+            return Err(MoveError::new(self, refused.into()));
+        }
         let successor = Successor { payload: payload.as_ref(), note_len: 0, starts: 0, options: options.clone() };
         let room = Room::Within(Patience::None);
         match self.core.close_into(self.id_number(), self.serial, &into.core, &successor, room) {
@@ -192,6 +195,9 @@ impl OpenItem {
     #[doc(alias = "reject")]
     #[doc(alias = "bury")]
     pub fn dead_letter(mut self, reason: &str) -> Result<ItemId, MoveError> {
+        if let Err(refused) = self.core.shared.states.may_put() {
+            return Err(MoveError::new(self, refused.into()));
+        }
         let flags = self.flags();
         match self.core.dead_letter(self.id_number(), self.serial, self.data(), flags, reason) {
             Ok(id) => {

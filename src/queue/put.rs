@@ -241,6 +241,9 @@ impl Core {
         if tail.closed {
             return Err(PutError::Closed);
         }
+        if moved.is_none() {
+            self.shared.states.may_put()?;
+        }
         let full = |limit| PutError::Full { queue: self.name.clone(), limit };
         if let Some(source) = self.journal.commit.failure() {
             return Err(PutError::Failed { queue: self.name.clone(), source });

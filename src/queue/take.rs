@@ -46,6 +46,12 @@ impl Core {
                 return Err(GetError::Closed);
             }
             let rules = self.rules();
+            if let Err(error) = self.shared.states.may_get() {
+                if let Some(ticket) = ticket {
+                    reader.line.leave(ticket);
+                }
+                return Err(error);
+            }
             match ticket {
                 Some(ticket) if !reader.line.is_called(ticket) => return Ok(Took::NotYet),
                 Some(ticket) if reader.paused => {
@@ -458,6 +464,7 @@ impl Core {
         if reader.closed {
             return Err(GetError::Closed);
         }
+        self.shared.states.may_get()?;
         let rules = self.rules();
         let taken = if reader.paused { Ok(None) } else { reader.peek(&self.journal, rules) };
         let finds = reader.finds();

@@ -8,6 +8,7 @@ mod moves;
 mod order;
 mod sets;
 mod space;
+mod states;
 mod tidy;
 mod typed;
 mod waiting;
