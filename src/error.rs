@@ -37,6 +37,12 @@ pub enum OpenError {
         /// The rule.
         reason: &'static str,
     },
+    /// The name is an [`Alias`](crate::Alias): one puts to it, and nothing else.
+    #[error("{name:?} is an alias")]
+    Alias {
+        /// The name.
+        name: String,
+    },
     /// The options contradict themselves or the queue; nothing was created.
     #[error(transparent)]
     Options(#[from] OptionsError),
@@ -409,6 +415,93 @@ pub enum OptionsError {
     Forked,
 }
 
+/// Why an alias was not set or removed. Nothing was changed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AliasError {
+    /// The name of the alias or of a target breaks a rule.
+    #[error("queue name {name:?} is not usable: {reason}")]
+    InvalidName {
+        /// The name.
+        name: String,
+        /// The rule.
+        reason: &'static str,
+    },
+    /// There is a queue of this name.
+    #[error("{alias:?} is a queue")]
+    IsQueue {
+        /// The name.
+        alias: String,
+    },
+    /// The alias would stand for itself, at once or through other aliases.
+    #[error("alias {alias:?} would stand for itself")]
+    Ring {
+        /// The alias.
+        alias: String,
+    },
+    /// No queue was named; [`remove_alias`](crate::QueueSet::remove_alias) removes an alias.
+    #[error("alias {alias:?} stands for no queue")]
+    NoTargets {
+        /// The alias.
+        alias: String,
+    },
+    /// An alias would stand for more than 1000 queues, or all of them would take more than 1 MiB.
+    #[error("too many queues for alias {alias:?}")]
+    TooMany {
+        /// The alias.
+        alias: String,
+    },
+    /// The aliases could not be stored.
+    #[error("{path:?}: {source}")]
+    Io {
+        /// The file of aliases.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The set is open for reading only.
+    #[error("the set is open read-only")]
+    ReadOnly,
+    /// The set has been closed.
+    #[error("the set is closed")]
+    Closed,
+    /// This process is a fork of the one that opened the set.
+    #[error("the set belongs to the parent process")]
+    Forked,
+}
+
+/// Why a put to an alias did not succeed. But for [`PutError::Indeterminate`], nothing was stored in any of its queues.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AliasPutError {
+    /// A queue refused the item.
+    #[error("alias {alias:?}, queue {queue:?}")]
+    Put {
+        /// The alias.
+        alias: String,
+        /// The queue.
+        queue: String,
+        /// Why. After [`PutError::Indeterminate`] the other queues have the item.
+        source: PutError,
+    },
+    /// A queue does not open.
+    #[error("alias {alias:?}, queue {queue:?}")]
+    Open {
+        /// The alias.
+        alias: String,
+        /// The queue.
+        queue: String,
+        /// Why.
+        source: Box<OpenError>,
+    },
+    /// The alias was removed.
+    #[error("there is no alias {alias:?}")]
+    Gone {
+        /// The name.
+        alias: String,
+    },
+}
+
 /// Why the state of a set was not changed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -466,6 +559,18 @@ pub enum Error {
     /// Options were refused.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// The name is an [`Alias`](crate::Alias), which only [`remove_alias`](crate::QueueSet::remove_alias) removes.
+    #[error("{name:?} is an alias")]
+    Alias {
+        /// The name.
+        name: String,
+    },
+    /// An alias was not changed.
+    #[error(transparent)]
+    ChangeAlias(#[from] AliasError),
+    /// A put to an alias failed.
+    #[error(transparent)]
+    AliasPut(#[from] AliasPutError),
     /// The state of the set was not changed.
     #[error(transparent)]
     ChangeState(#[from] StateError),

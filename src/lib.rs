@@ -29,7 +29,8 @@ mod typed;
 mod upkeep;
 
 pub use error::{
-    CloseError, Error, GetError, Limit, MoveFault, OpenError, OptionsError, PutError, StateError, SyncError,
+    AliasError, AliasPutError, CloseError, Error, GetError, Limit, MoveFault, OpenError, OptionsError, PutError,
+    StateError, SyncError,
 };
 pub use ids::ItemId;
 pub use item::{DeadLetter, Item};
@@ -40,7 +41,7 @@ pub use queue::futures::OpenStream;
 pub use queue::futures::{GetFuture, OpenFuture, SyncedFuture};
 pub use queue::open_item::{MoveError, OpenItem, OpenToken};
 pub use queue::{Iter, Queue, TryIter};
-pub use set::{QueueSet, QueueSetBuilder};
+pub use set::{Alias, QueueSet, QueueSetBuilder};
 pub use stats::{LostRange, QueueStats, RecoveryProgress, RecoveryReport, SetStats};
 #[cfg(feature = "postcard")]
 pub use typed::Postcard;

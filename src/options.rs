@@ -180,6 +180,16 @@ pub struct QueueOptions {
     /// [`dead_letter`](crate::OpenItem::dead_letter). It is created when first needed. Where the set's defaults name a queue
     /// here, that queue itself has no limit of attempts and no dead letters. Default: none.
     pub dead_letters: Option<String>,
+    /// The queue of the same set that expired items move to, once each also across a crash, in order and without an expiry: its
+    /// own `max_age`, counted from the move, may give them one. It is created when first needed, and named anew each time: an
+    /// alias, or a queue without a journal where this one has one, takes none. While it takes none, up to 65,536 items are kept
+    /// aside and tried again once a second; behind those, an expired item holds up what comes after it. A queue may name itself;
+    /// its expired items then go to its end. Default: none, expired items are removed.
+    pub expire_to: Option<String>,
+    /// The queue is deleted when it was created longer ago than this and is empty: no item waits, is held open or is about to
+    /// move, and nobody waits for one. Its age goes on over a reopen. Looked at once a second, from the time at which the queue
+    /// is first used in a process, while the set's state is `Up`; handles of it answer `Closed` then. Default: never.
+    pub max_queue_age: Option<Duration>,
 }
 
 impl Default for QueueOptions {
@@ -198,6 +208,8 @@ impl Default for QueueOptions {
             lease: None,
             max_attempts: None,
             dead_letters: None,
+            expire_to: None,
+            max_queue_age: None,
         }
     }
 }
@@ -242,6 +254,10 @@ setters! {
     max_attempts: u32 => Some;
     /// Sets [`QueueOptions::dead_letters`](#structfield.dead_letters).
     dead_letters: impl Into<String> => |name: _| Some(Into::into(name));
+    /// Sets [`QueueOptions::expire_to`](#structfield.expire_to).
+    expire_to: impl Into<String> => |name: _| Some(Into::into(name));
+    /// Sets [`QueueOptions::max_queue_age`](#structfield.max_queue_age).
+    max_queue_age: Duration => Some;
 }
 
 impl QueueOptions {
@@ -286,6 +302,14 @@ impl QueueOptions {
             && let Err(reason) = name::check(name)
         {
             return invalid("dead_letters", reason);
+        }
+        if let Some(name) = &self.expire_to
+            && let Err(reason) = name::check(name)
+        {
+            return invalid("expire_to", reason);
+        }
+        if self.max_queue_age.is_some_and(|age| age < Duration::from_millis(1)) {
+            return invalid("max_queue_age", "at least 1 ms");
         }
         Ok(())
     }
@@ -358,6 +382,14 @@ impl QueueOptions {
             out.extend_from_slice(&[14, name.len() as u8]);
             out.extend_from_slice(name.as_bytes());
         }
+        if let Some(name) = &self.expire_to {
+            out.extend_from_slice(&[15, name.len() as u8]);
+            out.extend_from_slice(name.as_bytes());
+        }
+        if let Some(age) = self.max_queue_age {
+            out.extend_from_slice(&[16, 8]);
+            out.extend_from_slice(&u64::try_from(age.as_nanos()).unwrap_or(u64::MAX).to_le_bytes());
+        }
         out
     }
 
@@ -370,6 +402,10 @@ impl QueueOptions {
             let value = bytes.take(len.into())?;
             if tag == 14 {
                 options.dead_letters = Some(std::str::from_utf8(value).ok()?.to_owned());
+                continue;
+            }
+            if tag == 15 {
+                options.expire_to = Some(std::str::from_utf8(value).ok()?.to_owned());
                 continue;
             }
             let Ok(value) = <[u8; 8]>::try_from(value) else {
@@ -397,6 +433,7 @@ impl QueueOptions {
                 11 => options.journal = value != 0,
                 12 => options.lease = Some(Duration::from_nanos(value)),
                 13 => options.max_attempts = Some(value.try_into().ok()?),
+                16 => options.max_queue_age = Some(Duration::from_nanos(value)),
                 _ => {}
             }
         }
@@ -494,6 +531,8 @@ mod tests {
             (base().dead_letters("dead").max_attempts(32), "max_attempts"),
             (base().max_attempts(3), "dead_letters"),
             (base().dead_letters(""), "dead_letters"),
+            (base().expire_to("a+b"), "expire_to"),
+            (base().max_queue_age(Duration::ZERO), "max_queue_age"),
         ] {
             assert!(matches!(options.check(), Err(OptionsError::Invalid { field: f, .. }) if f == field));
         }
@@ -524,7 +563,9 @@ mod tests {
                 journal,
                 lease: (lease % 2 == 0).then(|| Duration::from_nanos(lease)),
                 max_attempts: attempts,
-                dead_letters: (attempts.is_some() || lease % 3 == 0).then_some(dead),
+                dead_letters: (attempts.is_some() || lease % 3 == 0).then(|| dead.clone()),
+                expire_to: (age % 3 == 0).then_some(dead),
+                max_queue_age: (age % 5 == 0).then(|| Duration::from_nanos(lease)),
             };
             prop_assert_eq!(QueueOptions::from_bytes(&options.to_bytes()), Some(options));
         }

@@ -3,11 +3,16 @@
 //! ```text
 //! <dir>/lock                     held while the set is open; the holder's process id
 //! <dir>/set                      set id, and the highest id of any deleted queue
+//! <dir>/aliases                  names that stand for several queues, if there are any
 //! <dir>/moves                    which queues items move between, while that is not settled
 //! <dir>/queues/<encoded name>/   meta, <number>.new, <number>.seg
 //! <dir>/pool/<number>.spare      segments for re-use
 //! <dir>/trash/                   deleted queues on their way out
 //! ```
+
+mod alias;
+
+pub use alias::Alias;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -19,6 +24,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::disk::{self, Disk, EntryKind, File, ForkGuard};
 use crate::error::{Error, GetError, OpenError, OptionsError, StateError, SyncError};
+use crate::format::alias::Aliases;
 use crate::format::header;
 use crate::format::meta::{self, QueueMeta, SetMeta};
 use crate::format::{Fault, VERSION, name};
@@ -85,6 +91,10 @@ struct Inner {
     on_recovery: Option<OnRecovery>,
     /// Lock 1. Every queue of the directory, loaded or not.
     registry: Mutex<BTreeMap<String, Arc<Slot>>>,
+    /// Taken alone or after the registry.
+    aliases: Mutex<Aliases>,
+    /// Held while they are changed and stored.
+    changing_aliases: Mutex<()>,
     meta: Mutex<SetFile>,
     /// A queue has left for the trash, and no sync has covered that.
     trash_unsynced: AtomicBool,
@@ -92,6 +102,7 @@ struct Inner {
     lock: Mutex<Option<File>>,
     creates: AtomicU64,
     deletes: AtomicU64,
+    expires: AtomicU64,
 }
 
 /// A queue's entry.
@@ -272,6 +283,7 @@ impl QueueSetBuilder {
             Some(take_lock(disk, &dir.join("lock"))?)
         };
         let file = open_set_file(disk, dir, self.read_only)?;
+        let aliases = alias::load(disk, dir, file.meta.set_id)?;
         let queues = dir.join("queues");
         let pool_dir = dir.join("pool");
         if !self.read_only {
@@ -320,11 +332,14 @@ impl QueueSetBuilder {
                 overrides: self.overrides,
                 on_recovery: self.on_recovery,
                 registry: Mutex::new(names),
+                aliases: Mutex::new(aliases),
+                changing_aliases: Mutex::new(()),
                 meta: Mutex::new(file),
                 trash_unsynced: AtomicBool::new(false),
                 lock: Mutex::new(lock),
                 creates: AtomicU64::new(0),
                 deletes: AtomicU64::new(0),
+                expires: AtomicU64::new(0),
             }),
         };
         let inner: Weak<Inner> = Arc::downgrade(&set.inner);
@@ -417,7 +432,9 @@ impl QueueSet {
 
     /// The names of all queues, sorted.
     pub fn names(&self) -> Vec<String> {
-        self.inner.registry.lock().keys().cloned().collect()
+        let registry = self.inner.registry.lock();
+        let aliases = self.inner.aliases.lock();
+        registry.keys().filter(|name| !aliases.contains_key(*name)).cloned().collect()
     }
 
     /// Removes a queue with all its items and files; `false` if there was none.
@@ -435,6 +452,9 @@ impl QueueSet {
         }
         let states = &self.inner.shared.states;
         states.may_put().map_err(|_| Error::State { state: states.in_force() })?;
+        if self.inner.aliases.lock().contains_key(name) {
+            return Err(Error::Alias { name: name.to_owned() });
+        }
         let Some(slot) = self.inner.registry.lock().get(name).cloned() else {
             return Ok(false);
         };
@@ -447,25 +467,11 @@ impl QueueSet {
             return self.delete(name);
         }
         let loaded = slot.core.lock().clone();
-        let highest = match &loaded {
-            Some(core) => {
-                core.shut(false);
-                core.answer_waiting();
-                // What moves here has been told `Closed`, or is stored and about to be marked.
-                while core.pay().below != u64::MAX {
-                    thread::park_timeout(Duration::from_millis(1));
-                }
-                core.journal.disarm();
-                core.journal.appended()
-            }
-            None => self.inner.highest_id(name),
-        };
-        let has_files = loaded.as_ref().is_none_or(|core| core.has_journal());
-        self.inner.raise_id_floor(highest).map_err(|source| Error::Io { path: self.inner.dir.join("set"), source })?;
-        let was_there = !has_files || self.inner.remove_files(name, loaded.as_deref())?;
-        self.inner.shared.moves.leave(name);
-        *slot.core.lock() = None;
-        self.inner.registry.lock().remove(name);
+        if let Some(core) = &loaded {
+            core.shut(false);
+            core.answer_waiting();
+        }
+        let was_there = self.inner.bury_queue(name, &slot, loaded.as_deref())?;
         self.inner.deletes.fetch_add(was_there.into(), Ordering::Relaxed);
         Ok(was_there)
     }
@@ -633,6 +639,7 @@ impl QueueSet {
             open_queues: loaded.len() as u64,
             queue_creates: self.inner.creates.load(Ordering::Relaxed),
             queue_deletes: self.inner.deletes.load(Ordering::Relaxed),
+            queue_expires: self.inner.expires.load(Ordering::Relaxed),
             pool_segments,
             pool_bytes,
             disk_bytes,
@@ -706,6 +713,23 @@ impl Neighbours for Inner {
         self.load(name, Want::Needed)?.ok_or(OpenError::Closed)
     }
 
+    fn expire(&self, core: &Core) {
+        let Some(slot) = self.registry.lock().get(&core.name).cloned() else {
+            return;
+        };
+        // Whoever holds the slot is not waited for: the next look comes soon.
+        let Some(_busy) = slot.busy.try_lock() else {
+            return;
+        };
+        let current = slot.core.lock().clone();
+        let is_this = current.is_some_and(|current| std::ptr::eq(&*current, core));
+        if is_this && self.check_open().is_ok() && self.shared.states.may_put().is_ok() && core.shut_idle() {
+            // What could not be removed is there again after the next open, empty and old.
+            let _ = self.bury_queue(&core.name, &slot, Some(core));
+            self.expires.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn tighten(&self) {
         let mut pending = self.shared.states.pending.lock();
         let is_due = |(_, due_ms): &mut (State, u64)| *due_ms <= self.shared.disk.mono_exact_ms();
@@ -720,6 +744,28 @@ impl Neighbours for Inner {
 }
 
 impl Inner {
+    /// Removes a queue that has been shut, or was never loaded; `false`: there was none. The caller holds its slot.
+    fn bury_queue(&self, name: &str, slot: &Slot, loaded: Option<&Core>) -> Result<bool, Error> {
+        let highest = match loaded {
+            Some(core) => {
+                // What moves here has been told `Closed`, or is stored and about to be marked.
+                while core.pay().below != u64::MAX {
+                    thread::park_timeout(Duration::from_millis(1));
+                }
+                core.journal.disarm();
+                core.journal.appended()
+            }
+            None => self.highest_id(name),
+        };
+        let has_files = loaded.is_none_or(|core| core.has_journal());
+        self.raise_id_floor(highest).map_err(|source| Error::Io { path: self.dir.join("set"), source })?;
+        let was_there = !has_files || self.remove_files(name, loaded)?;
+        self.shared.moves.leave(name);
+        *slot.core.lock() = None;
+        self.registry.lock().remove(name);
+        Ok(was_there)
+    }
+
     /// Puts a state in force. Once this is done, nothing begins any more that it does not allow.
     fn enforce(&self, state: State) -> Wakes {
         self.shared.states.enforce(state);
@@ -748,6 +794,9 @@ impl Inner {
         })?;
         let (slot, is_new) = {
             let mut registry = inner.registry.lock();
+            if inner.aliases.lock().contains_key(name) {
+                return Err(OpenError::Alias { name: name.to_owned() });
+            }
             match registry.get(name) {
                 Some(slot) => (Arc::clone(slot), false),
                 None => match want {
@@ -962,6 +1011,7 @@ impl Inner {
                 core.ring_free();
                 core.apply(options);
             }
+            core.ring_age();
         }
         Ok((core, created))
     }

@@ -29,7 +29,7 @@ pub struct QueueStats {
     pub age_ms: u64,
     /// Gauge: ms that the oldest waiting item has waited; 0 when nothing waits.
     pub oldest_age_ms: u64,
-    /// Counter: items removed because their time was over.
+    /// Counter: items removed, or moved to [`expire_to`](crate::QueueOptions::expire_to), because their time was over.
     pub expired_items: u64,
     /// Counter: items dropped by `DropOldest`.
     pub discarded: u64,
@@ -63,8 +63,11 @@ pub struct QueueStats {
     pub leases_ended: u64,
     /// Counter: items moved to the dead letters.
     pub dead_lettered: u64,
-    /// Items whose delay has not ended; not in `items`.
+    /// Gauge: items whose delay has not ended; not in `items`.
     pub deferred_items: u64,
+    /// Gauge: expired items that do not wait any more and could not be moved to
+    /// [`expire_to`](crate::QueueOptions::expire_to) yet. After a reopen they count among `items` again until they are met.
+    pub expiring_items: u64,
 }
 
 /// A set's counters and gauges at one moment.
@@ -84,6 +87,8 @@ pub struct SetStats {
     pub queue_creates: u64,
     /// Counter: queues deleted.
     pub queue_deletes: u64,
+    /// Counter: queues deleted by the set itself because of their [`max_queue_age`](crate::QueueOptions::max_queue_age).
+    pub queue_expires: u64,
     /// Gauge: spare segments kept for re-use.
     pub pool_segments: u64,
     /// Gauge: their bytes.

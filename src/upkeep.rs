@@ -30,8 +30,10 @@ pub(crate) enum Chore {
     EndLeases(Weak<Core>, u64),
     /// Look for items whose delay has ended, after this many ms.
     Ripen(Weak<Core>, u64),
-    /// Move items to the dead letters.
+    /// Move items to the dead letters, and expired ones where they are to go.
     Bury(Weak<Core>),
+    /// See after this many ms whether the queue is old and empty.
+    Age(Weak<Core>, u64),
     /// Put a stricter state of the set in force after this many ms.
     Tighten(Weak<Shared>, u64),
     Stop,
@@ -121,6 +123,7 @@ enum Errand {
     EndLeases(Weak<Core>),
     Ripen(Weak<Core>),
     Tighten(Weak<Shared>),
+    Age(Weak<Core>),
 }
 
 impl PartialEq for Due {
@@ -196,7 +199,11 @@ impl Rounds {
             Chore::EndLeases(queue, after_ms) => self.later(Errand::EndLeases(queue), after_ms),
             Chore::Ripen(queue, after_ms) => self.later(Errand::Ripen(queue), after_ms),
             Chore::Tighten(set, after_ms) => self.later(Errand::Tighten(set), after_ms),
-            Chore::Bury(queue) => with(&queue, |core| core.bury()),
+            Chore::Bury(queue) => with(&queue, |core| {
+                core.bury();
+                core.move_expired(core.max_expire_sweep());
+            }),
+            Chore::Age(queue, after_ms) => self.later(Errand::Age(queue), after_ms),
             Chore::Stop => {}
         }
     }
@@ -218,6 +225,12 @@ impl Rounds {
                     let after_ms = queue.upgrade().and_then(|core| core.tend());
                     if let Some(after_ms) = after_ms {
                         self.later(Errand::Tend(queue), after_ms);
+                    }
+                }
+                Errand::Age(queue) => {
+                    let after_ms = queue.upgrade().and_then(|core| core.age());
+                    if let Some(after_ms) = after_ms {
+                        self.later(Errand::Age(queue), after_ms);
                     }
                 }
                 Errand::EndLeases(queue) => with(&queue, |core| core.end_leases()),

@@ -4,6 +4,7 @@
 //! All integers are little-endian. All zeros is never valid: every structure carries a magic or a non-zero kind under a
 //! checksum.
 
+pub(crate) mod alias;
 pub(crate) mod frame;
 pub(crate) mod header;
 pub(crate) mod meta;

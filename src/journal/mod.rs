@@ -8,6 +8,7 @@
 //! Names on disk: `<number>.new` from the segment's first frame on; `<number>.seg` once a sync has covered it and its name,
 //! and everything before it. So a `.seg` is proof, and a damaged header of one is damage, never an interrupted creation.
 
+pub(crate) mod all;
 pub(crate) mod commit;
 pub(crate) mod front;
 pub(crate) mod holes;

@@ -84,6 +84,8 @@ pub(crate) struct Core {
     sync_rung: AtomicBool,
     /// What was appended when the queue was last looked after.
     tended_id: AtomicU64,
+    /// An `Age` is on its way or waits.
+    aging: AtomicBool,
     /// The queues whose items were moved here since their marks were last made durable.
     pub(super) debts: Mutex<Vec<Weak<Core>>>,
     /// Spent segments that were shown to the archive.
@@ -146,6 +148,7 @@ impl Core {
     ) -> Arc<Core> {
         reader.memory_bytes = options.memory_bytes;
         reader.max_age_ms = options.max_age_ms();
+        reader.keeps_expired = options.expire_to.is_some() && !shared.read_only;
         // Who only looks moves nothing.
         reader.max_attempts = if shared.read_only { u32::MAX } else { options.attempts_in(&name) };
         Arc::new_cyclic(|me| Core {
@@ -165,6 +168,7 @@ impl Core {
             tending: AtomicBool::new(false),
             sync_rung: AtomicBool::new(false),
             tended_id: AtomicU64::new(0),
+            aging: AtomicBool::new(false),
             debts: Mutex::new(Vec::new()),
             archived: Mutex::new(BTreeSet::new()),
             due_ms: AtomicU64::new(u64::MAX),
@@ -190,11 +194,13 @@ impl Core {
             reader.memory_bytes = options.memory_bytes;
             reader.max_age_ms = options.max_age_ms();
             reader.max_attempts = options.attempts_in(&self.name);
+            reader.keeps_expired = options.expire_to.is_some();
             reader.room(&mut wakes);
             *self.options.write() = options;
         }
         wakes.wake();
         self.ring_tend();
+        self.ring_age();
     }
 
     pub(crate) fn has_journal(&self) -> bool {
@@ -235,20 +241,28 @@ impl Core {
         Ok(cleared)
     }
 
+    /// Removes up to `max` expired items, or moves them where they are to go.
     pub(crate) fn sweep(&self, max: u64) -> Result<u64, GetError> {
+        let before = self.move_expired(max);
         let mut wakes = Wakes::default();
         let mut reader = self.reader.lock();
         if reader.closed {
             return Err(GetError::Closed);
         }
+        if reader.aside() > 0 {
+            // Of more there is nothing to be found as long as these cannot leave.
+            return Ok(before);
+        }
         let rules = self.rules();
-        let swept = reader.sweep(&self.journal, rules, max);
+        let swept = reader.sweep(&self.journal, rules, max - before);
+        let keeps = reader.keeps_expired;
         reader.room(&mut wakes);
         let finds = reader.finds();
         drop(reader);
         wakes.wake();
-        self.ring_for(finds);
-        swept.map_err(|error| self.take_error(error))
+        self.ring_for(Finds { doomed: finds.doomed && (!keeps || swept.is_err()), ..finds });
+        let swept = swept.map_err(|error| self.take_error(error))?;
+        Ok(before + if keeps { self.move_expired(max - before) } else { swept })
     }
 
     pub(crate) fn set_paused(&self, paused: bool) {
@@ -497,7 +511,10 @@ impl Core {
                 self.ring_later();
             }
         }
-        let can_expire = self.reader.lock().can_expire();
+        let can_expire = {
+            let reader = self.reader.lock();
+            reader.can_expire() || reader.aside() > 0
+        };
         if can_expire {
             let _ = self.sweep(max_sweep.into());
             self.ring_later();
@@ -548,7 +565,58 @@ impl Core {
         self.ring_tend_now();
     }
 
+    // ---- the age of the queue
+
+    /// Asks to be looked at when the queue is old enough to go, once until that has happened.
+    pub(crate) fn ring_age(&self) {
+        let is_bounded = self.options.read().max_queue_age.is_some() && !self.shared.read_only;
+        if is_bounded && !self.aging.swap(true, Ordering::AcqRel) {
+            let chore = Chore::Age(self.me.clone(), self.too_old_after_ms().unwrap_or(0));
+            self.shared.upkeep.ring(chore);
+        }
+    }
+
+    /// In how many ms the queue is older than it may become; `None`: it never is.
+    fn too_old_after_ms(&self) -> Option<u64> {
+        let age = self.options.read().max_queue_age?;
+        let due_ms = self.create_ms.saturating_add(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        Some(due_ms.saturating_add(1).saturating_sub(self.shared.clock.exact_ms()))
+    }
+
+    /// Has the queue deleted if it is old and empty; says when to look again.
+    pub(crate) fn age(&self) -> Option<u64> {
+        let look_again = self.too_old_after_ms();
+        if look_again == Some(0)
+            && !self.is_forked()
+            && !self.reader.lock().closed
+            && let Some(neighbours) = self.shared.neighbours.get().and_then(Weak::upgrade)
+        {
+            neighbours.expire(self);
+        }
+        if look_again.is_none() || self.reader.lock().closed {
+            self.aging.store(false, Ordering::Release);
+            // The option may have come back just before that.
+            if !self.reader.lock().closed {
+                self.ring_age();
+            }
+            return None;
+        }
+        look_again.map(|after_ms| after_ms.max(TEND_MS))
+    }
+
     // ---- the end
+
+    /// Ends a queue that nobody uses, as [`Core::shut`] does; `false`: somebody does.
+    pub(crate) fn shut_idle(&self) -> bool {
+        let mut tail = self.journal.tail.lock();
+        let mut reader = self.reader.lock();
+        if reader.closed || !reader.is_idle() || self.too_old_after_ms() != Some(0) {
+            return false;
+        }
+        (tail.closed, reader.closed) = (true, true);
+        reader.let_go();
+        true
+    }
 
     /// Ends all waiting; every later operation answers `Closed`. With `refund`, items held open get their start back.
     pub(crate) fn shut(&self, refund: bool) {
@@ -650,6 +718,7 @@ impl Core {
             leases_ended: counts.leases_ended,
             dead_lettered: counts.dead_lettered,
             deferred_items: reader.deferred().0,
+            expiring_items: reader.aside(),
         }
     }
 }

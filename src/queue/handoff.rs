@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{MoveFault, OpenError};
+use crate::error::{MoveFault, OpenError, PutError};
 use crate::ids::{ItemId, Place};
 use crate::journal::Moved;
 use crate::journal::lane::Lane;
@@ -40,10 +40,37 @@ struct Put<'a> {
     panicked: Option<Box<dyn Any + Send>>,
 }
 
+/// Expired items on their way; what has not left goes back aside, also when a waker panics.
+struct Hand<'a> {
+    core: &'a Core,
+    left: Vec<Place>,
+}
+
+impl Hand<'_> {
+    /// Lets those go that have left for good.
+    fn let_go(&mut self, mut has_left: impl FnMut(&Place) -> bool) {
+        let before = self.left.len();
+        self.left.retain(|place| !has_left(place));
+        self.core.reader.lock().counts.expired += (before - self.left.len()) as u64;
+    }
+}
+
+impl Drop for Hand<'_> {
+    fn drop(&mut self) {
+        self.core.reader.lock().put_aside(self.left.drain(..));
+    }
+}
+
+/// Expired items that move with one sync; a set that closes, or a queue that is deleted, waits for as many.
+const EXPIRED_STEP: usize = 128;
+
 /// The other queues of the set.
 pub(crate) trait Neighbours: Send + Sync {
     /// Opens or creates a queue.
     fn queue(&self, name: &str) -> Result<Arc<Core>, OpenError>;
+
+    /// Deletes a queue that is old and that nobody uses.
+    fn expire(&self, core: &Core);
 
     /// Puts the stricter state of the set in force whose time has come.
     fn tighten(&self);
@@ -64,9 +91,6 @@ impl Core {
         }
         if !Arc::ptr_eq(&self.shared, &into.shared) {
             return Err(MoveFault::OtherSet);
-        }
-        if self.has_journal() && !into.has_journal() {
-            return Err(MoveFault::NoJournal { queue: into.name.clone() });
         }
         // As long as the move takes, no lease may end it: the item must not be in two hands.
         let (due_ms, old) = {
@@ -125,28 +149,11 @@ impl Core {
         room: Room,
     ) -> Result<Put<'a>, MoveFault> {
         let mut options = successor.options.clone();
-        let running = if self.has_journal() {
-            if let Some(source) = self.journal.commit.failure() {
-                // Its marks cannot be made durable any more, so nothing new may come to vouch for them.
-                return Err(MoveFault::Sync(self.sync_error(source)));
-            }
-            // The new item must be as durable as the old one, before the old one's mark can be.
-            let durable = self.durability.load(Ordering::Relaxed) != OS || self.journal.commit.durable() >= id;
-            if durable {
-                options = options.durability(Durability::Sync);
-            }
-            // A mark that could not be stored is found by the old note alone; and no promise is too weak to be kept here: what
-            // the note no longer covers comes twice after a power cut.
-            let settle = || !self.shared.unmarked.load(Ordering::Acquire) && self.sync_round().is_ok();
-            let begun = self.shared.moves.begin(&self.name, &into.name, into.journal.appended() + 1, settle);
-            let begun = begun.map_err(|source| MoveFault::Io { queue: self.name.clone(), source: Arc::new(source) })?;
-            // Only now that the move counts as running: who pays before that takes the debt for paid, and the mark is still to
-            // come.
-            into.owe(self);
-            Some(begun.ok_or(MoveFault::Closed)?)
-        } else {
-            None
-        };
+        let running = self.begin_moves(into)?;
+        // The new item must be as durable as the old one, before the old one's mark can be.
+        if self.is_durable(id) {
+            options = options.durability(Durability::Sync);
+        }
         let moved =
             Moved { origin: (self.journal.queue_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
         let new = New { payloads: &[successor.payload], moved: Some(moved), note_len: successor.note_len };
@@ -161,6 +168,35 @@ impl Core {
                 Ok(Put { id, running, panicked: Some(panicked) })
             }
             (Err(panicked), _) => resume_unwind(panicked),
+        }
+    }
+
+    /// Whether a power cut can no longer take the item.
+    fn is_durable(&self, id: u64) -> bool {
+        self.has_journal() && (self.durability.load(Ordering::Relaxed) != OS || self.journal.commit.durable() >= id)
+    }
+
+    /// Notes that items of this queue move into `into`; `None`: there is no crash that they could survive.
+    fn begin_moves<'a>(&'a self, into: &Core) -> Result<Option<Running<'a>>, MoveFault> {
+        if self.has_journal() && !into.has_journal() {
+            return Err(MoveFault::NoJournal { queue: into.name.clone() });
+        }
+        if self.has_journal() {
+            if let Some(source) = self.journal.commit.failure() {
+                // Its marks cannot be made durable any more, so nothing new may come to vouch for them.
+                return Err(MoveFault::Sync(self.sync_error(source)));
+            }
+            // A mark that could not be stored is found by the old note alone; and no promise is too weak to be kept here: what
+            // the note no longer covers comes twice after a power cut.
+            let settle = || !self.shared.unmarked.load(Ordering::Acquire) && self.sync_round().is_ok();
+            let begun = self.shared.moves.begin(&self.name, &into.name, into.journal.appended() + 1, settle);
+            let begun = begun.map_err(|source| MoveFault::Io { queue: self.name.clone(), source: Arc::new(source) })?;
+            // Only now that the move counts as running: who pays before that takes the debt for paid, and the mark is still to
+            // come.
+            into.owe(self);
+            Ok(Some(begun.ok_or(MoveFault::Closed)?))
+        } else {
+            Ok(None)
         }
     }
 
@@ -271,6 +307,137 @@ impl Core {
             if buried {
                 self.reader.lock().end_doom(id, serial);
             }
+        }
+    }
+
+    // ---- expired items that go elsewhere
+
+    pub(crate) fn max_expire_sweep(&self) -> u64 {
+        self.options.read().max_expire_sweep.into()
+    }
+
+    /// Moves up to `max` of the expired items that were set aside to where the options say, and returns how many left. What is
+    /// refused stays aside.
+    pub(crate) fn move_expired(&self, max: u64) -> u64 {
+        let mut moved = 0;
+        // What cannot be moved by itself does not hold the others up.
+        let mut stuck = Hand { core: self, left: Vec::new() };
+        while moved < max && !self.shared.settling.load(Ordering::Acquire) {
+            let step = usize::try_from(max - moved).unwrap_or(usize::MAX).min(EXPIRED_STEP);
+            let mut hand = Hand { core: self, left: self.reader.lock().take_aside(step) };
+            if hand.left.is_empty() {
+                break;
+            }
+            let before = hand.left.len();
+            let goes_on = self.move_step(&mut hand);
+            moved += (before - hand.left.len()) as u64;
+            if !goes_on {
+                self.ring_later();
+                break;
+            }
+            stuck.left.append(&mut hand.left);
+        }
+        if !stuck.left.is_empty() {
+            self.ring_later();
+        }
+        drop(stuck);
+        if moved > 0 {
+            // It may have been their number that held the others up.
+            let mut wakes = Wakes::default();
+            self.reader.lock().promise(&mut wakes);
+            wakes.wake();
+        }
+        moved
+    }
+
+    /// One sync of the other queue for all of them; only then are the old places marked. `false`: it takes no more now.
+    fn move_step(&self, hand: &mut Hand<'_>) -> bool {
+        let into = self.options.read().expire_to.clone();
+        let Some(into) = into else {
+            // Nobody wants them any more.
+            hand.let_go(|place| match self.journal.segment(place.segment) {
+                Ok(Some(segment)) => self.finish(&segment, place).is_ok(),
+                found => found.is_ok(),
+            });
+            return true;
+        };
+        let neighbours = self.shared.neighbours.get().and_then(std::sync::Weak::upgrade);
+        let Some(Ok(into)) = neighbours.map(|neighbours| neighbours.queue(&into)) else {
+            return false;
+        };
+        let Ok(running) = self.begin_moves(&into) else {
+            return false;
+        };
+        let mut stored: Vec<(Arc<Segment>, Place)> = Vec::new();
+        let mut newest = None;
+        // A waker may panic: what is stored by then is seen through first.
+        let put = catch_unwind(AssertUnwindSafe(|| {
+            hand.left.iter().all(|place| match self.put_expired(place, &into, &mut stored, &mut newest) {
+                Ok(()) | Err(PutError::TooLarge { .. }) => true,
+                Err(_) => false,
+            })
+        }));
+        let synced = match newest {
+            Some(newest) => catch_unwind(AssertUnwindSafe(|| into.wait_durable(newest))),
+            None => Ok(Ok(())),
+        };
+        let is_durable = matches!(synced, Ok(Ok(())));
+        if is_durable {
+            for (segment, place) in &stored {
+                if self.finish(segment, place).is_err() {
+                    // The new item alone tells of it: it must stay to be found.
+                    into.keep_all();
+                    self.shared.unmarked.store(true, Ordering::Release);
+                }
+            }
+            let gone: BTreeSet<u64> = stored.iter().map(|(_, place)| place.id).collect();
+            hand.let_go(|place| gone.contains(&place.id));
+        }
+        // Only now: what the new items vouch for must be marked before their segments may be freed.
+        drop(running);
+        drop(stored);
+        match (put, synced) {
+            (Ok(goes_on), Ok(_)) => goes_on && is_durable,
+            (Err(panicked), _) | (_, Err(panicked)) => resume_unwind(panicked),
+        }
+    }
+
+    /// Puts an expired item's successor, without waiting for the device.
+    fn put_expired(
+        &self,
+        place: &Place,
+        into: &Core,
+        stored: &mut Vec<(Arc<Segment>, Place)>,
+        newest: &mut Option<u64>,
+    ) -> Result<(), PutError> {
+        let Ok(Some(segment)) = self.journal.segment(place.segment) else {
+            return Ok(());
+        };
+        // What is damaged stays where it is, as it does for who takes it.
+        let Ok(Some(payload)) = self.journal.read(&segment, place) else {
+            return Ok(());
+        };
+        let item = item_of(&segment, place, payload, 0);
+        let mut options = PutOptions::new().flags(item.flags());
+        let durable = self.is_durable(place.id);
+        if durable {
+            options = options.durability(Durability::Sync);
+        }
+        let moved = Moved { origin: (self.journal.queue_id(), place.id), starts: 0, noted: false };
+        let new = New { payloads: &[item.data()], moved: Some(moved), note_len: 0 };
+        let mut ids = Vec::new();
+        let put =
+            catch_unwind(AssertUnwindSafe(|| into.put(new, &options, Room::Within(Patience::None), true, &mut ids)));
+        // Also where a waker panicked, the item is there.
+        if let Some(id) = ids.first() {
+            stored.push((segment, *place));
+            if into.must_sync(options.durability) {
+                *newest = Some(id.0);
+            }
+        }
+        match put {
+            Ok(put) => put.map(drop),
+            Err(panicked) => resume_unwind(panicked),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Every public verb of a queue, each a short story over the rooms below.
 
+pub(crate) mod all;
 pub(crate) mod archive;
 pub(crate) mod core;
 pub(crate) mod futures;

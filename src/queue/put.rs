@@ -66,10 +66,10 @@ impl Room {
 pub(crate) struct Limits {
     max_items: u64,
     max_bytes: u64,
-    max_item_size: u32,
-    when_full: WhenFull,
-    max_age_ms: u64,
-    bounded: bool,
+    pub(super) max_item_size: u32,
+    pub(super) when_full: WhenFull,
+    pub(super) max_age_ms: u64,
+    pub(super) bounded: bool,
 }
 
 impl Limits {
@@ -102,7 +102,7 @@ impl Limits {
     }
 
     /// The limit that `items` more items of `bytes` would break.
-    fn broken(&self, reader: &Reader, items: u64, bytes: u64) -> Option<Limit> {
+    pub(super) fn broken(&self, reader: &Reader, items: u64, bytes: u64) -> Option<Limit> {
         if reader.stored_items().saturating_add(items) > self.max_items {
             return Some(Limit::Items);
         }
@@ -110,7 +110,7 @@ impl Limits {
     }
 
     /// Whether no queue, however empty, could take them.
-    fn hopeless(&self, items: u64, bytes: u64) -> Option<Limit> {
+    pub(super) fn hopeless(&self, items: u64, bytes: u64) -> Option<Limit> {
         if items > self.max_items {
             return Some(Limit::Items);
         }
@@ -163,7 +163,7 @@ impl Core {
     }
 
     /// Frees the last segment, if it was sealed because there was no room for another and nothing waited in it.
-    fn free_drained(&self) -> bool {
+    pub(super) fn free_drained(&self) -> bool {
         let is_sealed = std::mem::take(&mut self.journal.tail.lock().spent);
         if is_sealed && self.free_spent() {
             // Somebody was just leaving it.
@@ -174,7 +174,7 @@ impl Core {
 
     /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free, or all are gone.
     /// `false`: there was none to drop.
-    fn make_disk_room(&self) -> bool {
+    pub(super) fn make_disk_room(&self) -> bool {
         if self.limits.read().when_full != WhenFull::DropOldest {
             return false;
         }
@@ -208,7 +208,7 @@ impl Core {
         limits.broken(&self.reader.lock(), new.payloads.len() as u64, new.bytes()).unwrap_or(Limit::Items)
     }
 
-    fn must_sync(&self, asked: Option<Durability>) -> bool {
+    pub(super) fn must_sync(&self, asked: Option<Durability>) -> bool {
         self.has_journal
             && match asked {
                 None => self.durability.load(Ordering::Relaxed) == SYNC,
@@ -259,6 +259,7 @@ impl Core {
                 // Expired items are no reason to refuse.
                 let rules = self.rules();
                 let _ = reader.sweep(&self.journal, rules, u64::MAX);
+                self.ring_for(reader.finds());
                 broken = limits.broken(&reader, items, total);
             }
             while let Some(limit) = broken
@@ -349,7 +350,7 @@ impl Core {
         Ok(Some(ItemId(last)))
     }
 
-    fn append_error(&self, error: AppendError) -> PutError {
+    pub(super) fn append_error(&self, error: AppendError) -> PutError {
         let queue = self.name.clone();
         match error {
             AppendError::NoSpace(source) => PutError::NoSpace { queue, source: Arc::new(source) },
@@ -361,7 +362,7 @@ impl Core {
         }
     }
 
-    fn wait_durable(&self, id: u64) -> Result<(), PutError> {
+    pub(super) fn wait_durable(&self, id: u64) -> Result<(), PutError> {
         self.commit(|commit, publish| commit.wait(id, || self.journal.sync(false), publish))
             .map_err(|source| PutError::Indeterminate { queue: self.name.clone(), source })
     }
@@ -393,7 +394,7 @@ pub(super) fn due_ms(delay: Duration, clock: &Clock) -> u64 {
     clock.exact_ms().saturating_add(u64::try_from(delay_ms).unwrap_or(u64::MAX)).max(1)
 }
 
-fn expiry_ms(own: Expiry, put_ms: u64, max_age_ms: u64, clock: &Clock) -> u64 {
+pub(super) fn expiry_ms(own: Expiry, put_ms: u64, max_age_ms: u64, clock: &Clock) -> u64 {
     let own = match own {
         Expiry::Never => NEVER_MS,
         Expiry::In(span) => {

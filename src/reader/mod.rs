@@ -34,6 +34,8 @@ use waiters::{Line, Wakes};
 
 /// Most places in the ring: 4 MiB.
 const RING_MAX: usize = 1 << 16;
+/// Most expired items that are kept aside while the queue that they are to move to takes none.
+const ASIDE_MAX: usize = 1 << 16;
 /// The ring is refilled when it holds fewer places than this, by as many frames: a take stays short, and a payload is read
 /// while its header is still in the processor's cache.
 const REFILL_STEP: usize = 64;
@@ -59,7 +61,7 @@ pub(crate) struct Held {
 pub(crate) struct Finds {
     /// A segment became spent.
     pub(crate) spent: bool,
-    /// An item is to leave for the dead letters.
+    /// An item is to leave for the dead letters, or an expired one for another queue.
     pub(crate) doomed: bool,
     /// When the first deferred item is due.
     pub(crate) due_ms: Option<u64>,
@@ -148,6 +150,11 @@ pub(crate) struct Reader {
     /// Items of `open` that wait to be moved to the dead letters: id, serial.
     doomed: Vec<(u64, u64)>,
     doomed_since: bool,
+    /// Expired items are kept to be moved elsewhere.
+    pub(crate) keeps_expired: bool,
+    /// Those that wait for it, by id, and how many there have been.
+    aside: BTreeMap<u64, Place>,
+    asides: u64,
     /// [`u32::MAX`]: no limit.
     pub(crate) max_attempts: u32,
     pub(crate) line: Line,
@@ -236,6 +243,9 @@ impl Reader {
             leases: Leases::default(),
             doomed: Vec::new(),
             doomed_since: false,
+            keeps_expired: false,
+            aside: BTreeMap::new(),
+            asides: 0,
             max_attempts: u32::MAX,
             space: Line::default(),
             paused: false,
@@ -318,6 +328,11 @@ impl Reader {
     /// Whether an item that the cursor has not reached may have an expiry of its own.
     fn may_expire_ahead(&self) -> bool {
         self.read_id < self.began.id || self.front.intake().expiring - self.began.intake.expiring > self.passed_expiring
+    }
+
+    /// Whether items wait for a sync that nobody may be waiting for.
+    pub(crate) fn has_hidden(&self) -> bool {
+        self.visible_id() < self.front.appended()
     }
 
     /// What may be delivered was seen up to here.
@@ -418,6 +433,13 @@ impl Reader {
                 }
             };
             self.gone(&place);
+            if self.is_expired(&place, rules) && self.keeps_expired {
+                if !self.set_aside(place) {
+                    self.return_waiting(place);
+                    return Ok(None);
+                }
+                continue;
+            }
             if self.is_expired(&place, rules) {
                 if let Err(error) = self.pass_over(journal, &segment, place.ordinal) {
                     self.return_waiting(place);
@@ -659,8 +681,14 @@ impl Reader {
         }
         let place = segment.place(at.offset, &frame);
         if expired == Expired::Done && self.is_expired(&place, rules) {
-            self.pass_over(journal, segment, place.ordinal).map_err(io)?;
-            self.counts.expired += 1;
+            if self.keeps_expired {
+                if !self.set_aside(place) {
+                    return Ok(false);
+                }
+            } else {
+                self.pass_over(journal, segment, place.ordinal).map_err(io)?;
+                self.counts.expired += 1;
+            }
             self.gone(&place);
         } else {
             self.push(place);
@@ -721,10 +749,14 @@ impl Reader {
         Ok(true)
     }
 
-    /// Removes up to `max` expired items, wherever in the ring they are, and on disk while the ring is empty of live ones.
+    /// Removes up to `max` expired items, or sets them aside, wherever in the ring they are, and on disk while the ring is empty
+    /// of live ones.
     pub(crate) fn sweep(&mut self, journal: &Journal, rules: Rules<'_>, max: u64) -> Result<u64, TakeError> {
-        let before = self.counts.expired;
-        let mut wanted = max;
+        let before = self.swept();
+        let mut wanted = match self.keeps_expired {
+            true => max.min((ASIDE_MAX - self.aside.len()) as u64),
+            false => max,
+        };
         let aborted: Vec<Place> = self.aborted.values().filter(|p| self.is_expired(p, rules)).copied().collect();
         for place in aborted {
             if wanted == 0 {
@@ -753,7 +785,54 @@ impl Reader {
                 break;
             }
         }
-        Ok(self.counts.expired - before)
+        Ok(self.swept() - before)
+    }
+
+    fn swept(&self) -> u64 {
+        self.counts.expired + self.asides
+    }
+
+    /// Keeps an expired item to be moved elsewhere. `false`: there are too many already.
+    fn set_aside(&mut self, place: Place) -> bool {
+        let has_room = self.aside.len() < ASIDE_MAX;
+        if has_room {
+            self.aside.insert(place.id, place);
+            self.asides += 1;
+            self.doomed_since = true;
+        }
+        has_room
+    }
+
+    /// Up to `max` expired items that were set aside, into the caller's hand.
+    pub(crate) fn take_aside(&mut self, max: usize) -> Vec<Place> {
+        let mut taken = Vec::new();
+        while taken.len() < max
+            && let Some((_, place)) = self.aside.pop_first()
+        {
+            taken.push(place);
+        }
+        taken
+    }
+
+    /// Back from the caller's hand; not if the queue was cleared meanwhile.
+    pub(crate) fn put_aside(&mut self, places: impl IntoIterator<Item = Place>) {
+        let cleared_id = self.cleared_id;
+        self.aside.extend(places.into_iter().filter(|place| place.id > cleared_id).map(|place| (place.id, place)));
+    }
+
+    /// How many are set aside.
+    pub(crate) fn aside(&self) -> u64 {
+        self.aside.len() as u64
+    }
+
+    /// Nothing waits, is held or is about to leave, and nobody waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.stored_items() == 0
+            && self.open.is_empty()
+            && self.aside.is_empty()
+            && self.line.is_empty()
+            && self.space.is_empty()
+            && !self.has_hidden()
     }
 
     fn sweep_ring(&mut self, journal: &Journal, rules: Rules<'_>, max: u64) -> Result<u64, TakeError> {
@@ -785,6 +864,13 @@ impl Reader {
 
     /// On an error the item waits as before, and the next look meets it again.
     fn expire(&mut self, journal: &Journal, place: Place) -> Result<(), TakeError> {
+        if self.keeps_expired {
+            match self.set_aside(place) {
+                true => self.gone(&place),
+                false => self.put_back(place),
+            }
+            return Ok(());
+        }
         if let Err(error) = self.finish(journal, &place) {
             self.put_back(place);
             return Err(error);
@@ -920,6 +1006,7 @@ impl Reader {
         (self.gone_items, self.gone_bytes, self.passed_expiring) = (0, 0, 0);
         (self.read_id, self.shown_id, self.cleared_id) = (last_id, last_id, last_id);
         self.cursor = Cursor::behind(newest);
+        self.aside.clear();
         self.current = None;
         for held in self.open.values_mut() {
             held.cleared = true;

@@ -454,3 +454,61 @@ fn f23_a_get_does_not_wait_for_a_sync_that_stalls() {
     });
     assert_eq!(next(&queue).as_deref(), Some("late"));
 }
+
+#[test]
+fn k164_a_put_to_several_queues_that_meets_an_error_is_in_none_of_them_after_a_kill() {
+    let (mut refused, mut stored) = (0, false);
+    for skip in 0..60 {
+        let disk = SimDisk::new(1);
+        disk.set_may_map(false);
+        let os = super::oracle::options(Durability::Os);
+        let set = QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(os).open(DIR).expect("opens");
+        for name in ["a", "b"] {
+            set.queue(name).expect("opens").put("old").expect("room");
+        }
+        let both = set.alias("both", &["b", "a"]).expect("set");
+        disk.fail(Op::Write, skip, 1, std::io::ErrorKind::Other);
+        let put = both.put(vec![7; 3_000]);
+        disk.heal();
+        let expected = 1 + u64::from(put.is_ok());
+        for set in [&set, &set_of(&disk.kill())] {
+            let len = |name| set.queue(name).expect("opens").len();
+            assert_eq!((len("a"), len("b")), (expected, expected), "write {skip}: {put:?}");
+        }
+        set.queue("a").expect("opens").put("new").expect("the queue goes on");
+        match put {
+            Ok(_) => stored = true,
+            Err(_) => refused += 1,
+        }
+        if stored {
+            break;
+        }
+    }
+    assert!(refused > 2 && stored, "{refused} refused");
+}
+
+/// A crash on the way leaves the item in some of the queues, and whole wherever it is.
+#[test]
+fn k164_a_crash_on_the_way_leaves_the_item_in_each_queue_whole_or_not_at_all() {
+    for step in 0..40 {
+        let disk = SimDisk::new(1);
+        let set = set_of(&disk);
+        let both = set.alias("both", &["a", "b"]).expect("set");
+        both.put("first").expect("room");
+        disk.crash_at(disk.steps() + step, crate::disk::sim::When::During);
+        let _ = both.put("second");
+        let is_over = !disk.has_crashed();
+        for after in [disk.kill(), disk.power_cut(Fate::None), disk.power_cut(Fate::All)] {
+            let set = set_of(&after);
+            for name in ["a", "b"] {
+                let queue = set.queue(name).expect("opens");
+                assert_eq!(next(&queue).as_deref(), Some("first"), "step {step}");
+                assert!([None, Some("second")].contains(&next(&queue).as_deref()), "step {step}");
+            }
+        }
+        if is_over {
+            return;
+        }
+    }
+    panic!("a put has fewer steps");
+}

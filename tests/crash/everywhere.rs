@@ -23,6 +23,7 @@ const OS: Setting = SYNC.with(Durability::Os);
 const EVERY: Setting = SYNC.with(Durability::Every(Duration::from_millis(100)));
 /// Most items are read behind the ring.
 const SMALL: Setting = Setting { memory_bytes: 64, ..SYNC };
+const EXPIRING: Setting = Setting { expire_to_b: true, ..SYNC };
 const POSITIONAL: Setting = Setting { may_map: false, ..SYNC };
 
 const fn workload(name: &'static str, setting: Setting, work: fn(&mut Run, u64) -> Result<(), Stop>) -> Workload {
@@ -82,6 +83,15 @@ pub(super) const WORKLOADS: &[Workload] = &[
     workload("moves within, os", OS, moves_within),
     workload("moves and lives", SYNC, moves_and_lives),
     workload("moves and lives, os", OS, moves_and_lives),
+    workload("moves expire_to", EXPIRING, moves_expire_to),
+    workload("moves expire_to, os", Setting { durability: Durability::Os, ..EXPIRING }, moves_expire_to),
+    workload("moves expire_to, read behind", Setting { memory_bytes: 64, ..EXPIRING }, moves_expire_to),
+    workload("moves expire_to and lives", EXPIRING, moves_expire_to_and_lives),
+    workload(
+        "moves expire_to and lives, os",
+        Setting { durability: Durability::Os, ..EXPIRING },
+        moves_expire_to_and_lives,
+    ),
 ];
 
 fn single_puts(run: &mut Run, _: u64) -> Result<(), Stop> {
@@ -172,6 +182,51 @@ fn moves_and_lives(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.upkeep()?;
     run.delete("b")?;
     move_next(run, "a", "b", 10)
+}
+
+/// Expired items move by the sweep, over several segments of both queues, which are freed behind them.
+fn moves_expire_to(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put("b", 20)?;
+    run.drain("b", 1)?;
+    for size in [40, 25_000, 25_000] {
+        run.put_expiring("a", size, 10)?;
+    }
+    run.put("a", 40)?;
+    run.put_expiring("a", 25_000, 10)?;
+    run.upkeep()?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.drain("b", 2)?;
+    run.put_expiring("a", 40, 10)?;
+    run.upkeep()?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.drain("a", 1)?;
+    run.drain("b", 1)?;
+    run.upkeep()
+}
+
+/// Each process finds what expired in the last one, or was on its way.
+fn moves_expire_to_and_lives(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put("b", 20)?;
+    run.drain("b", 1)?;
+    for round in 0..3 {
+        run.put_expiring("a", 100, 10)?;
+        run.put_expiring("a", 30_000, 10)?;
+        run.put("a", 30)?;
+        run.pass(11);
+        if round == 1 {
+            run.reopen()?
+        } else {
+            run.die()?
+        }
+        run.drain("a", 1)?;
+        run.upkeep()?;
+        run.pass(1001);
+        run.upkeep()?;
+        run.drain("b", 1)?;
+    }
+    run.put("a", 30)
 }
 
 fn rolls(run: &mut Run, _: u64) -> Result<(), Stop> {
@@ -905,6 +960,22 @@ fn what_a_recovery_discards_never_comes_back() {
     let seed = from_env("KESTREL_SEED", 1);
     let stride = if is_long() { 7 } else { 37 };
     in_parallel(WORKLOADS, |workload, tally| two_lives(workload, seed, stride, tally)).tell(seed);
+}
+
+/// The workloads of `expire_to` at every step, and in every way.
+#[test]
+fn k65_expired_items_move_once_whatever_happens() {
+    let seed = from_env("KESTREL_SEED", 1);
+    let mine: Vec<Workload> = WORKLOADS.iter().filter(|work| work.name.contains("expire_to")).copied().collect();
+    assert_eq!(mine.len(), 5);
+    let effort = Effort { exhaustive: 5, random: 2, depth_2_every: 211, stride: 1 };
+    let tally = in_parallel(&mine, |workload, tally| {
+        explore(workload, seed, effort, tally)?;
+        failing_steps(workload, seed, true, 2, tally)?;
+        failing_steps(workload, seed, false, 3, tally)?;
+        two_lives(workload, seed, 11, tally)
+    });
+    tally.tell(seed);
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub(super) struct Entry {
     noticed_ms: Option<u64>,
     close_noticed_ms: Option<u64>,
     pub(super) expires_ms: Option<u64>,
+    /// Where it moves once it has expired, as it is.
+    pub(super) expires_to: Option<&'static str>,
     /// The item that was asked to take its place.
     pub(super) moved_to: Option<u64>,
 }
@@ -82,7 +84,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn queues(&self) -> BTreeSet<&'static str> {
-        self.entries.values().map(|entry| entry.queue).collect()
+        self.entries.values().flat_map(|entry| std::iter::once(entry.queue).chain(entry.expires_to)).collect()
     }
 
     pub(super) fn digest(&self) -> u64 {
@@ -107,15 +109,19 @@ impl Ledger {
                 Some(seen) => {
                     entry.put = Put::Ok;
                     entry.durable |= power;
-                    (entry.id, entry.starts) = (seen.id, seen.attempts - 1);
+                    entry.starts = seen.attempts - 1;
                     (entry.close_asked, entry.close_ok) = (false, false);
                     (entry.clear_asked, entry.clear_ok) = (false, false);
                     if power {
                         // The cut has undone its move, if there was one: only a next one is held against it.
                         entry.moved_to = None;
                     }
-                    let highest = self.ids.entry(entry.queue).or_default();
-                    *highest = (*highest).max(seen.id);
+                    // Where it may have moved, its id is another queue's.
+                    if entry.expires_to.is_none() {
+                        entry.id = seen.id;
+                        let highest = self.ids.entry(entry.queue).or_default();
+                        *highest = (*highest).max(seen.id);
+                    }
                 }
                 None if entry.close_ok || entry.clear_ok => entry.close_durable |= power,
                 // Its mark may be in the page cache only.
@@ -145,6 +151,8 @@ pub(super) struct Setting {
     /// With a limit, the oldest items are dropped.
     pub(super) max_items: Option<u64>,
     pub(super) pool_bytes: u64,
+    /// Expired items of queue `a` move to queue `b`.
+    pub(super) expire_to_b: bool,
 }
 
 pub(super) const SYNC: Setting = Setting {
@@ -153,6 +161,7 @@ pub(super) const SYNC: Setting = Setting {
     memory_bytes: 1 << 30,
     max_items: None,
     pool_bytes: 1 << 20,
+    expire_to_b: false,
 };
 
 impl Setting {
@@ -189,7 +198,11 @@ pub(super) fn open_with(disk: &SimDisk, setting: &Setting) -> Result<QueueSet, O
     if setting.max_items.is_some() {
         options.when_full = WhenFull::DropOldest;
     }
-    QueueSet::builder().disk(Disk::Sim(disk.clone())).defaults(options).pool_bytes(setting.pool_bytes).open(DIR)
+    let mut builder = QueueSet::builder().disk(Disk::Sim(disk.clone())).pool_bytes(setting.pool_bytes);
+    if setting.expire_to_b {
+        builder = builder.queue_options("a", options.clone().expire_to("b"));
+    }
+    builder.defaults(options).open(DIR)
 }
 
 pub(super) fn open(disk: &SimDisk, durability: Durability) -> Result<QueueSet, OpenError> {
@@ -300,6 +313,7 @@ impl Run {
                     let expires_ms = self.disk.wall_ms() + ms;
                     if let Some(entry) = self.ledger.entries.get_mut(&first) {
                         entry.expires_ms = Some(expires_ms);
+                        entry.expires_to = (self.setting.expire_to_b && name == "a").then_some("b");
                     }
                 }
                 queue.put_with(one, &options).map(|id| vec![id.get()])
@@ -330,6 +344,7 @@ impl Run {
                 noticed_ms: None,
                 close_noticed_ms: None,
                 expires_ms: None,
+                expires_to: None,
                 moved_to: None,
             };
             self.ledger.entries.insert(key, entry);
@@ -688,10 +703,18 @@ pub(super) struct Seen {
     pub(super) attempts: u32,
 }
 
+/// Has everything moved that expired: until then it is nowhere to be taken.
+fn sweep_all(set: &QueueSet, setting: &Setting) {
+    if setting.expire_to_b {
+        let _ = set.discard_expired(usize::MAX);
+    }
+}
+
 /// All items of all queues, by key; of a copy.
 pub(super) fn what_is_there(disk: &SimDisk, setting: &Setting) -> BTreeMap<u64, Seen> {
     let mut there = BTreeMap::new();
     let Ok(set) = open_with(&disk.kill(), setting) else { return there };
+    sweep_all(&set, setting);
     for name in set.names() {
         let Ok(queue) = set.queue(&name) else { continue };
         while let Ok(Some(item)) = queue.try_open() {
@@ -700,6 +723,7 @@ pub(super) fn what_is_there(disk: &SimDisk, setting: &Setting) -> BTreeMap<u64, 
             }
             let _ = item.into_token();
         }
+        sweep_all(&set, setting);
     }
     there
 }
@@ -744,10 +768,10 @@ fn take_all(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut) -> Result<Vec<
             return wrong(format!("I5: {name}: key {key} was never put"));
         };
         let (id, attempts) = (item.id().get(), item.attempts());
-        if entry.queue != name || item.data() != payload(key, entry.size) {
+        if (entry.queue != name && entry.expires_to != Some(name)) || item.data() != payload(key, entry.size) {
             return wrong(format!("I4: {name}: key {key} has other bytes or another queue"));
         }
-        if entry.id != 0 && entry.id != id {
+        if entry.queue == name && entry.id != 0 && entry.id != id {
             return wrong(format!("I4: {name}: key {key} had id {}, has {id}", entry.id));
         }
         if seen.last().is_some_and(|last| id <= last.id) {
@@ -806,11 +830,14 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
     let looks: BTreeMap<&str, Look> = queues.iter().map(|(name, queue)| (*name, look(queue))).collect();
     let again = first.kill();
     let cut_again = first.power_cut(Fate::None);
+    sweep_all(&set, setting);
     let mut found = BTreeMap::new();
     for name in ledger.queues() {
         let seen = match queues.get(name) {
             Some(queue) => {
                 let seen = take_all(queue, ledger, name, cut)?;
+                // Behind what was taken there was more, if memory is small.
+                sweep_all(&set, setting);
                 judge_report(queue, ledger, name, cut, &seen, looks[name])?;
                 seen
             }
@@ -820,6 +847,7 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
         found.insert(name, seen);
     }
     judge_moves(&found, ledger, setting, cut)?;
+    judge_expired(&found, ledger, cut, disk.wall_ms())?;
     drop(queues);
     drop(set);
 
@@ -838,13 +866,16 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
         }
         drop(opened);
     }
+    let now: BTreeMap<&str, Look> = queues.iter().map(|(name, queue)| (*name, look(queue))).collect();
+    sweep_all(&set, setting);
     for (name, queue) in &queues {
-        let now = look(queue);
+        let now = now[name];
         // The process in between held nothing.
         if looks.get(name).map(|first| Look { redelivered: 0, ..*first }) != Some(now) {
             return Err(Fault::Wrong(format!("I6: {name}: first {:?}, then {now:?}", looks.get(name))));
         }
         let seen = take_all(queue, ledger, name, cut)?;
+        sweep_all(&set, setting);
         if found.get(name) != Some(&seen) {
             return Err(Fault::Wrong(format!("I6: {name}: first {:?}, then {seen:?}", found.get(name))));
         }
@@ -859,16 +890,20 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
     drop(set);
 
     if setting.durability == Durability::Sync && !ledger.lied_to {
-        shown_is_durable(&cut_again, &found, setting)?;
+        shown_is_durable(&cut_again, &found, ledger, setting)?;
     }
     Ok(())
 }
 
 /// Nobody acts on what a power cut could still unmake: what a recovered `Sync` queue shows is on the device.
-fn shown_is_durable(disk: &SimDisk, found: &BTreeMap<&str, Vec<Seen>>, setting: &Setting) -> Verdict {
+fn shown_is_durable(disk: &SimDisk, found: &BTreeMap<&str, Vec<Seen>>, ledger: &Ledger, setting: &Setting) -> Verdict {
     let there = what_is_there(disk, setting);
     for (name, seen) in found {
         for shown in seen {
+            let moves = ledger.entries.get(&shown.key).is_some_and(|entry| entry.expires_to.is_some());
+            if moves && there.contains_key(&shown.key) {
+                continue;
+            }
             if there.get(&shown.key).map(|seen| seen.id) != Some(shown.id) {
                 return Err(format!("I1: {name}: key {} was shown, and a power cut took it", shown.key));
             }
@@ -881,7 +916,8 @@ fn shown_is_durable(disk: &SimDisk, found: &BTreeMap<&str, Vec<Seen>>, setting: 
 fn judge_report(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut, seen: &[Seen], look: Look) -> Verdict {
     let report = queue.recovery();
     let own: Vec<(u64, &Entry)> = ledger.of(name).collect();
-    let can_expire = own.iter().any(|(_, entry)| entry.expires_ms.is_some());
+    let may_come = ledger.entries.values().any(|entry| entry.expires_to == Some(name));
+    let can_expire = may_come || own.iter().any(|(_, entry)| entry.expires_ms.is_some());
     let bytes: u64 = seen.iter().filter_map(|seen| ledger.entries.get(&seen.key)).map(|e| e.size as u64).sum();
     if !can_expire && (seen.len() as u64, bytes) != (look.items, look.bytes) {
         return Err(format!("I7: {name}: {look:?} announced, {} items of {bytes} bytes there", seen.len()));
@@ -894,7 +930,8 @@ fn judge_report(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut, seen: &[Se
     }
     let here: BTreeSet<u64> = seen.iter().map(|seen| seen.key).collect();
     // Also what an earlier recovery has discarded is found again, until it is written over.
-    let missing = own.iter().filter(|(key, _)| !here.contains(key)).count() as u64;
+    let comes = |(_, entry): &(&u64, &Entry)| entry.queue == name || entry.expires_to == Some(name);
+    let missing = ledger.entries.iter().filter(comes).filter(|(key, _)| !here.contains(key)).count() as u64;
     if report.discarded_items > missing {
         return Err(format!("I10: {name}: {} discarded, {missing} missing", report.discarded_items));
     }
@@ -985,6 +1022,26 @@ fn judge_moves(found: &BTreeMap<&str, Vec<Seen>>, ledger: &Ledger, setting: &Set
         let asked = entry.close_asked && matches!(successor.put, Put::Asked | Put::Indeterminate);
         if strict && asked && !ended && !old_there && !new_there {
             return Err(format!("K38: key {old} was moving to {new} in {}, and neither is there", successor.queue));
+        }
+    }
+    Ok(())
+}
+
+/// An expired item is where it moves to, once, and never delivered where it was.
+fn judge_expired(found: &BTreeMap<&str, Vec<Seen>>, ledger: &Ledger, cut: Cut, now_ms: u64) -> Verdict {
+    for (key, entry) in ledger.entries.iter().filter(|(_, entry)| entry.expires_to.is_some()) {
+        let is_in = |name: &str| found.get(name).is_some_and(|seen| seen.iter().any(|seen| seen.key == *key));
+        let (here, moved) = (is_in(entry.queue), entry.expires_to.is_some_and(is_in));
+        let is_expired = entry.expires_ms.is_some_and(|expires_ms| now_ms > expires_ms);
+        if here && moved {
+            return Err(format!("K65: key {key} expired, moved, and is there"));
+        }
+        if here && is_expired {
+            return Err(format!("K65: key {key} expired and is delivered"));
+        }
+        let strict = entry.put == Put::Ok && (cut == Cut::Kill || entry.durable) && !ledger.lied_to;
+        if strict && !entry.close_asked && !entry.clear_asked && !here && !moved {
+            return Err(format!("K65: key {key} expired and is nowhere"));
         }
     }
     Ok(())

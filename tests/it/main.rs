@@ -1,8 +1,11 @@
 //! What the operations mean, case by case; the numbers in the names are those of the semantics document (S, K) and of the
 //! fault model (F).
 
+mod aliases;
 mod common;
 mod damage;
+#[cfg(feature = "testing")]
+mod expiry;
 mod futures;
 mod moves;
 mod order;
