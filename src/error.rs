@@ -396,6 +396,14 @@ pub enum OptionsError {
         /// Items waiting in it.
         items: u64,
     },
+    /// The options that would be in force in a queue are wrong.
+    #[error("queue {queue:?}: {source}")]
+    Queue {
+        /// The queue.
+        queue: String,
+        /// What is wrong.
+        source: Box<OptionsError>,
+    },
     /// The options could not be stored.
     #[error("{path:?}: {source}")]
     Io {

@@ -336,109 +336,268 @@ impl QueueOptions {
     pub(crate) fn max_age_ms(&self) -> u64 {
         self.max_age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
     }
+}
 
-    /// Tag (1 byte), length (1 byte), value; a tag that is absent has its default, an unknown one is skipped.
+macro_rules! overrides {
+    ($($name:ident: $type:ty $(, $serde:literal)?;)*) => {
+        /// The options of one queue that differ from the set's defaults: a field that is `None` follows them, also when they
+        /// change ([`QueueSet::set_defaults`](crate::QueueSet::set_defaults)). Where an option may be absent, `Some(None)` says
+        /// that it is, whatever the defaults say.
+        ///
+        /// Made from [`QueueOptions`] it overrides every option.
+        ///
+        /// With the feature `serde` it can be read from a file of settings. A field that is not named follows the defaults; "no
+        /// limit" is the word `"none"` or a null, and the empty text where a queue is named. Unknown names are an error.
+        ///
+        /// ```
+        /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+        /// # let dir = tempfile::tempdir()?;
+        /// use kestrel_core::{QueueOptions, QueueOverrides, QueueSet};
+        /// let set = QueueSet::builder().defaults(QueueOptions::default().max_items(1000)).open(dir.path())?;
+        /// let own = QueueOverrides::default().max_bytes(Some(1 << 20));
+        /// let jobs = set.queue_with_overrides("jobs", own)?;
+        /// set.set_defaults(QueueOptions::default().max_items(10))?;
+        /// let options = jobs.options();
+        /// assert_eq!((options.max_items, options.max_bytes), (Some(10), Some(1 << 20)));
+        /// # Ok(())
+        /// # }
+        /// ```
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+        #[non_exhaustive]
+        pub struct QueueOverrides {
+            $(
+                #[doc = concat!("[`QueueOptions::", stringify!($name), "`](QueueOptions#structfield.", stringify!($name), ").")]
+                #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+                $(#[cfg_attr(feature = "serde", serde(with = $serde))])?
+                pub $name: Option<$type>,
+            )*
+        }
+
+        impl QueueOverrides {
+            $(
+                #[doc = concat!("Sets [`QueueOptions::", stringify!($name), "`](QueueOptions#structfield.", stringify!($name), ").")]
+                #[must_use]
+                pub fn $name(mut self, value: $type) -> Self {
+                    self.$name = Some(value);
+                    self
+                }
+            )*
+
+            /// The options in force above these.
+            pub(crate) fn over(&self, below: &QueueOptions) -> QueueOptions {
+                QueueOptions { $($name: self.$name.clone().unwrap_or_else(|| below.$name.clone()),)* }
+            }
+        }
+
+        impl From<QueueOptions> for QueueOverrides {
+            fn from(options: QueueOptions) -> QueueOverrides {
+                QueueOverrides { $($name: Some(options.$name),)* }
+            }
+        }
+    };
+}
+
+overrides! {
+    max_items: Option<u64>, "or_none";
+    max_bytes: Option<u64>, "or_none";
+    max_item_size: u32;
+    when_full: WhenFull;
+    max_age: Option<Duration>, "or_none";
+    max_expire_sweep: u32;
+    memory_bytes: u64;
+    segment_bytes: u32;
+    durability: Durability;
+    journal: bool;
+    lease: Option<Duration>, "or_none";
+    max_attempts: Option<u32>, "or_none";
+    dead_letters: Option<String>, "or_empty";
+    expire_to: Option<String>, "or_empty";
+    max_queue_age: Option<Duration>, "or_none";
+}
+
+impl QueueOverrides {
+    /// Tag (1 byte), length (1 byte), value; a tag that is absent follows the defaults, one without a value says that there is no
+    /// limit, an unknown one is skipped.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        let mut push = |tag: u8, value: u64| {
-            out.extend_from_slice(&[tag, 8]);
-            out.extend_from_slice(&value.to_le_bytes());
+        // A name has at most 200 bytes.
+        let mut push = |tag: u8, value: Option<&[u8]>| {
+            let value = value.unwrap_or_default();
+            out.extend_from_slice(&[tag, value.len() as u8]);
+            out.extend_from_slice(value);
         };
-        if let Some(items) = self.max_items {
-            push(1, items);
+        let word = |value: u64| value.to_le_bytes();
+        let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).to_le_bytes();
+        for (tag, limit) in
+            [(1, self.max_items), (2, self.max_bytes), (13, self.max_attempts.map(|most| most.map(u64::from)))]
+        {
+            if let Some(limit) = limit {
+                push(tag, limit.map(word).as_ref().map(|value| &value[..]));
+            }
         }
-        if let Some(bytes) = self.max_bytes {
-            push(2, bytes);
+        let when_full = self.when_full.map(|when_full| match when_full {
+            WhenFull::Refuse => 0,
+            WhenFull::DropOldest => 1,
+            WhenFull::Wait => 2,
+        });
+        for (tag, value) in [
+            (3, self.max_item_size.map(u64::from)),
+            (4, when_full),
+            (6, self.max_expire_sweep.map(u64::from)),
+            (7, self.memory_bytes),
+            (8, self.segment_bytes.map(u64::from)),
+            (11, self.journal.map(u64::from)),
+        ] {
+            if let Some(value) = value {
+                push(tag, Some(&word(value)));
+            }
         }
-        push(3, self.max_item_size.into());
-        push(
-            4,
-            match self.when_full {
-                WhenFull::Refuse => 0,
-                WhenFull::DropOldest => 1,
-                WhenFull::Wait => 2,
-            },
-        );
-        if let Some(age) = self.max_age {
-            push(5, u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
-        }
-        push(6, self.max_expire_sweep.into());
-        push(7, self.memory_bytes);
-        push(8, self.segment_bytes.into());
         match self.durability {
-            Durability::Sync => push(9, 0),
-            Durability::Os => push(9, 1),
-            Durability::Every(period) => push(10, u64::try_from(period.as_nanos()).unwrap_or(u64::MAX)),
+            None => {}
+            Some(Durability::Sync) => push(9, Some(&word(0))),
+            Some(Durability::Os) => push(9, Some(&word(1))),
+            Some(Durability::Every(period)) => push(10, Some(&nanos(period))),
         }
-        push(11, self.journal.into());
-        if let Some(lease) = self.lease {
-            push(12, u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX));
+        for (tag, span) in [(5, self.max_age), (12, self.lease), (16, self.max_queue_age)] {
+            if let Some(span) = span {
+                push(tag, span.map(nanos).as_ref().map(|value| &value[..]));
+            }
         }
-        if let Some(most) = self.max_attempts {
-            push(13, most.into());
-        }
-        if let Some(name) = &self.dead_letters {
-            // A name has at most 200 bytes.
-            out.extend_from_slice(&[14, name.len() as u8]);
-            out.extend_from_slice(name.as_bytes());
-        }
-        if let Some(name) = &self.expire_to {
-            out.extend_from_slice(&[15, name.len() as u8]);
-            out.extend_from_slice(name.as_bytes());
-        }
-        if let Some(age) = self.max_queue_age {
-            out.extend_from_slice(&[16, 8]);
-            out.extend_from_slice(&u64::try_from(age.as_nanos()).unwrap_or(u64::MAX).to_le_bytes());
+        for (tag, name) in [(14, &self.dead_letters), (15, &self.expire_to)] {
+            if let Some(name) = name {
+                push(tag, name.as_ref().map(String::as_bytes));
+            }
         }
         out
     }
 
     /// `None` if the bytes are not options; they stand under a checksum, so that is damage or a foreign hand.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<QueueOptions> {
-        let mut options = QueueOptions::default();
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<QueueOverrides> {
+        let mut own = QueueOverrides::default();
         let mut bytes = Bytes(bytes);
         while let Some(tag) = bytes.u8() {
             let len = bytes.u8()?;
             let value = bytes.take(len.into())?;
-            if tag == 14 {
-                options.dead_letters = Some(std::str::from_utf8(value).ok()?.to_owned());
+            if let 14 | 15 = tag {
+                let name = std::str::from_utf8(value).ok()?;
+                let name = Some((!name.is_empty()).then(|| name.to_owned()));
+                *(if tag == 14 { &mut own.dead_letters } else { &mut own.expire_to }) = name;
                 continue;
             }
-            if tag == 15 {
-                options.expire_to = Some(std::str::from_utf8(value).ok()?.to_owned());
-                continue;
-            }
-            let Ok(value) = <[u8; 8]>::try_from(value) else {
-                continue;
+            let word = match value {
+                [] => None,
+                _ => match <[u8; 8]>::try_from(value) {
+                    Ok(word) => Some(u64::from_le_bytes(word)),
+                    Err(_) => continue,
+                },
             };
-            let value = u64::from_le_bytes(value);
+            let nanos = word.map(Duration::from_nanos);
             match tag {
-                1 => options.max_items = Some(value),
-                2 => options.max_bytes = Some(value),
-                3 => options.max_item_size = value.try_into().ok()?,
+                1 => own.max_items = Some(word),
+                2 => own.max_bytes = Some(word),
+                3 => own.max_item_size = Some(word?.try_into().ok()?),
                 4 => {
-                    options.when_full = match value {
+                    own.when_full = Some(match word? {
                         0 => WhenFull::Refuse,
                         1 => WhenFull::DropOldest,
                         2 => WhenFull::Wait,
                         _ => return None,
-                    }
+                    })
                 }
-                5 => options.max_age = Some(Duration::from_nanos(value)),
-                6 => options.max_expire_sweep = value.try_into().ok()?,
-                7 => options.memory_bytes = value,
-                8 => options.segment_bytes = value.try_into().ok()?,
-                9 => options.durability = if value == 0 { Durability::Sync } else { Durability::Os },
-                10 => options.durability = Durability::Every(Duration::from_nanos(value)),
-                11 => options.journal = value != 0,
-                12 => options.lease = Some(Duration::from_nanos(value)),
-                13 => options.max_attempts = Some(value.try_into().ok()?),
-                16 => options.max_queue_age = Some(Duration::from_nanos(value)),
+                5 => own.max_age = Some(nanos),
+                6 => own.max_expire_sweep = Some(word?.try_into().ok()?),
+                7 => own.memory_bytes = Some(word?),
+                8 => own.segment_bytes = Some(word?.try_into().ok()?),
+                9 => own.durability = Some(if word? == 0 { Durability::Sync } else { Durability::Os }),
+                10 => own.durability = Some(Durability::Every(nanos?)),
+                11 => own.journal = Some(word? != 0),
+                12 => own.lease = Some(nanos),
+                13 => own.max_attempts = Some(word.map(u32::try_from).transpose().ok()?),
+                16 => own.max_queue_age = Some(nanos),
                 _ => {}
             }
         }
-        options.check().is_ok().then_some(options)
+        Some(own)
     }
+}
+
+/// A value that is given, or the word that says that there is none.
+#[cfg(feature = "serde")]
+mod given {
+    use std::fmt;
+    use std::marker::PhantomData;
+
+    use serde::de::value::MapAccessDeserializer;
+    use serde::de::{Deserialize, Error, IntoDeserializer, MapAccess, Visitor};
+
+    pub(super) struct Given<T>(pub(super) &'static str, pub(super) PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Given<T> {
+        type Value = Option<Option<T>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a value, or {:?} for no limit", self.0)
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(Some(None))
+        }
+
+        fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(Some(None))
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            if text == self.0 {
+                Ok(Some(None))
+            } else {
+                T::deserialize(text.into_deserializer()).map(|value| Some(Some(value)))
+            }
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
+            T::deserialize(value.into_deserializer()).map(|value| Some(Some(value)))
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
+            T::deserialize(value.into_deserializer()).map(|value| Some(Some(value)))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(|value| Some(Some(value)))
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+macro_rules! given {
+    ($($name:ident: $word:literal;)*) => {$(
+        mod $name {
+            use std::marker::PhantomData;
+
+            use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+            pub(super) fn serialize<T: Serialize, S: Serializer>(own: &Option<Option<T>>, to: S) -> Result<S::Ok, S::Error> {
+                match own {
+                    Some(Some(value)) => value.serialize(to),
+                    _ => to.serialize_str($word),
+                }
+            }
+
+            pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+                from: D,
+            ) -> Result<Option<Option<T>>, D::Error> {
+                from.deserialize_any(super::given::Given($word, PhantomData))
+            }
+        }
+    )*};
+}
+
+#[cfg(feature = "serde")]
+given! {
+    or_none: "none";
+    or_empty: "";
 }
 
 /// What one put asks for beyond its queue's options: [`Queue::put_with`](crate::Queue::put_with).
@@ -567,12 +726,21 @@ mod tests {
                 expire_to: (age % 3 == 0).then_some(dead),
                 max_queue_age: (age % 5 == 0).then(|| Duration::from_nanos(lease)),
             };
-            prop_assert_eq!(QueueOptions::from_bytes(&options.to_bytes()), Some(options));
+            let own = QueueOverrides::from(options.clone());
+            prop_assert_eq!(own.over(&QueueOptions::default().max_items(7).max_attempts(2).dead_letters("x")), options);
+            prop_assert_eq!(QueueOverrides::from_bytes(&own.to_bytes()), Some(own.clone()));
+            let some = QueueOverrides {
+                max_items: own.max_items,
+                durability: own.durability,
+                expire_to: own.expire_to,
+                ..QueueOverrides::default()
+            };
+            prop_assert_eq!(QueueOverrides::from_bytes(&some.to_bytes()), Some(some));
         }
 
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = QueueOptions::from_bytes(&bytes);
+            let _ = QueueOverrides::from_bytes(&bytes);
         }
     }
 }

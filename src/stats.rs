@@ -70,7 +70,8 @@ pub struct QueueStats {
     pub expiring_items: u64,
 }
 
-/// A set's counters and gauges at one moment.
+/// A set's counters and gauges at one moment. Counters are since the set was opened and never fall; the names are Kestrel's where
+/// it had one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -80,12 +81,12 @@ pub struct SetStats {
     /// Gauge: queues that have been used since the set was opened, and so are loaded.
     pub open_queues: u64,
     /// Gauge: items waiting in the loaded queues.
-    pub items: u64,
+    pub curr_items: u64,
     /// Gauge: their payload bytes.
     pub bytes: u64,
     /// Counter: queues created.
     pub queue_creates: u64,
-    /// Counter: queues deleted.
+    /// Counter: queues deleted by [`QueueSet::delete`](crate::QueueSet::delete).
     pub queue_deletes: u64,
     /// Counter: queues deleted by the set itself because of their [`max_queue_age`](crate::QueueOptions::max_queue_age).
     pub queue_expires: u64,

@@ -1680,7 +1680,7 @@ fn counters_mean_what_is_documented() {
     assert_eq!((stats.get_misses, stats.get_hits, stats.transactions), (3, 3, 3));
     assert_eq!((stats.canceled_transactions, stats.redelivered, stats.open_items), (1, 1, 0));
     let all = set.stats();
-    assert_eq!((all.queues, all.open_queues, all.items, all.bytes, all.queue_creates), (1, 1, 2, 1, 1));
+    assert_eq!((all.queues, all.open_queues, all.curr_items, all.bytes, all.queue_creates), (1, 1, 2, 1, 1));
     let copy = killed(dir.path());
     set.close().unwrap();
     for place in [dir.path(), copy.path()] {

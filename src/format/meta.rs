@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn the_largest_content_fits_its_slot() {
         let freed = (0..FREED_MAX as u64).map(|i| (10 + 3 * i, 10 + 3 * i)).collect();
-        let meta = QueueMeta { freed, options: vec![1; 512], ..sample() };
+        let meta = QueueMeta { freed, options: vec![1; 700], ..sample() };
         let mut file = encode_queue(&meta, 1).to_vec();
         file.resize(FILE_LEN, 0);
         assert_eq!(decode_queue(&file).expect("valid").newest, meta);

@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
-use crate::error::{Error, GetError, SyncError};
+use crate::error::{Error, GetError, OptionsError, SyncError};
 use crate::ids::{self, ItemId, Place};
 use crate::journal::Journal;
 use crate::journal::commit::Commit;
 use crate::journal::lane::Lane;
 use crate::journal::moves::Moves;
-use crate::options::{Durability, QueueOptions};
+use crate::options::{Durability, QueueOptions, QueueOverrides};
 use crate::queue::archive::Archive;
 use crate::queue::handoff::Neighbours;
 use crate::queue::put::Limits;
@@ -39,6 +39,10 @@ pub(crate) struct Shared {
     pub(crate) closed: AtomicBool,
     pub(crate) read_only: bool,
     pub(crate) states: States,
+    /// Options of queues that have none of their own.
+    pub(crate) defaults: RwLock<QueueOptions>,
+    /// Held while options are changed, a queue's or the defaults.
+    pub(crate) changing_options: Mutex<()>,
     pub(crate) salvage: bool,
     pub(crate) moves: Moves,
     /// The mark of an item that moved could not be stored: the next open must look for it.
@@ -67,6 +71,8 @@ pub(crate) struct Core {
     /// Lock 3; the tail lock of the journal comes before it.
     pub(crate) reader: Mutex<Reader>,
     pub(crate) options: RwLock<QueueOptions>,
+    /// What of them is the queue's own; the rest follows the set's defaults.
+    pub(crate) own: Mutex<QueueOverrides>,
     /// What a put needs of the options, under the tail lock's eyes: read without a lock, written with it.
     pub(super) durability: AtomicU64,
     /// [`ENDLESS`]: open items are held as long as their consumers like.
@@ -160,6 +166,7 @@ impl Core {
             only_limit: AtomicU32::new(Limits::of(&options).only_size()),
             limits: RwLock::new(Limits::of(&options)),
             options: RwLock::new(options),
+            own: Mutex::new(QueueOverrides::default()),
             report: Mutex::new(report),
             create_ms,
             before_id: journal.appended(),
@@ -177,6 +184,22 @@ impl Core {
             life: ids::next_life(),
             me: me.clone(),
         })
+    }
+
+    /// The options that would be in force above these defaults, if they are right.
+    pub(crate) fn options_over(&self, defaults: &QueueOptions) -> Result<QueueOptions, OptionsError> {
+        let options = self.own.lock().over(defaults);
+        self.check_options(&options)?;
+        Ok(options)
+    }
+
+    pub(crate) fn check_options(&self, options: &QueueOptions) -> Result<(), OptionsError> {
+        options.check_for(&self.name)?;
+        if options.journal != self.has_journal() {
+            let items = self.reader.lock().stored_items();
+            return Err(OptionsError::Journal { queue: self.name.clone(), items });
+        }
+        Ok(())
     }
 
     /// Puts new options in force. The caller has checked and stored them.
@@ -201,6 +224,14 @@ impl Core {
         wakes.wake();
         self.ring_tend();
         self.ring_age();
+    }
+
+    /// Puts options in force if they are others.
+    pub(crate) fn adopt(&self, options: QueueOptions) {
+        let is_other = *self.options.read() != options;
+        if is_other {
+            self.apply(options);
+        }
     }
 
     pub(crate) fn has_journal(&self) -> bool {

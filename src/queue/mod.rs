@@ -20,7 +20,7 @@ use self::take::{Mode, Took};
 use crate::error::{CloseError, Error, GetError, OptionsError, PutError, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
-use crate::options::{PutOptions, QueueOptions};
+use crate::options::{PutOptions, QueueOptions, QueueOverrides};
 use crate::set::QueueSet;
 use crate::stats::{QueueStats, RecoveryReport};
 use crate::typed::{Codec, TypedQueue};
@@ -71,7 +71,8 @@ impl Queue {
         self.core.options.read().clone()
     }
 
-    /// Puts other options in force, now and after a restart, without disturbing anyone.
+    /// Puts other options in force, now and after a restart, without disturbing anyone. All of them are the queue's own then;
+    /// [`set_overrides`](Queue::set_overrides) leaves some to the set's defaults.
     ///
     /// A lowered limit applies to the next put and drops nothing. A lowered `max_age` applies to the items that wait.
     ///
@@ -91,6 +92,15 @@ impl Queue {
     /// # }
     /// ```
     pub fn set_options(&self, options: QueueOptions) -> Result<(), OptionsError> {
+        self.set_overrides(options.into())
+    }
+
+    /// As [`set_options`](Queue::set_options) for the options that are given; the others follow the set's defaults from now on,
+    /// also those that were the queue's own before.
+    ///
+    /// # Errors
+    /// As `set_options`, for the options that would be in force.
+    pub fn set_overrides(&self, own: QueueOverrides) -> Result<(), OptionsError> {
         if self.core.is_forked() {
             return Err(OptionsError::Forked);
         }
@@ -100,11 +110,11 @@ impl Queue {
         if self.core.reader.lock().closed {
             return Err(OptionsError::Closed);
         }
-        options.check_for(self.name())?;
-        if options.journal != self.core.has_journal() {
-            return Err(OptionsError::Journal { queue: self.name().to_owned(), items: self.len() });
-        }
-        let stored = self.core.journal.update_meta(|meta| meta.options = options.to_bytes());
+        let _changing = self.core.shared.changing_options.lock();
+        let options = own.over(&self.core.shared.defaults.read());
+        self.core.check_options(&options)?;
+        let bytes = own.to_bytes();
+        let stored = self.core.journal.update_meta(|meta| meta.options = bytes);
         stored.map_err(|source| match self.core.reader.lock().closed {
             true => OptionsError::Closed,
             false => OptionsError::Io {
@@ -112,8 +122,14 @@ impl Queue {
                 source,
             },
         })?;
+        *self.core.own.lock() = own;
         self.core.apply(options);
         Ok(())
+    }
+
+    /// What of the options is this queue's own, and does not follow the set's defaults.
+    pub fn overrides(&self) -> QueueOverrides {
+        self.core.own.lock().clone()
     }
 
     /// Puts an item at the end.

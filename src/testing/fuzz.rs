@@ -11,7 +11,7 @@ use crate::format::frame::{self, Frame, Kind, Salt};
 use crate::format::header::{self, Extent, Seal};
 use crate::format::{meta, name};
 use crate::journal::lane;
-use crate::options::QueueOptions;
+use crate::options::{QueueOptions, QueueOverrides};
 use crate::{OnDamage, OpenItem, PutError, Queue, QueueSet};
 
 /// Fuzzes the decoding of one frame: what decodes must encode to the same bytes.
@@ -219,9 +219,9 @@ pub fn queue_name(data: &[u8]) {
 
 /// Fuzzes stored options, and the headers that hold them: what decodes must encode to something that decodes to the same.
 pub fn options(data: &[u8]) {
-    if let Some(options) = QueueOptions::from_bytes(data) {
-        assert_eq!(QueueOptions::from_bytes(&options.to_bytes()), Some(options.clone()));
-        let _ = options.check();
+    if let Some(options) = QueueOverrides::from_bytes(data) {
+        assert_eq!(QueueOverrides::from_bytes(&options.to_bytes()), Some(options.clone()));
+        let _ = options.over(&QueueOptions::default()).check();
     }
     let _ = meta::decode_set(data);
     let _ = meta::decode_queue(data);

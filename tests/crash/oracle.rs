@@ -930,8 +930,9 @@ fn judge_report(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut, seen: &[Se
     }
     let here: BTreeSet<u64> = seen.iter().map(|seen| seen.key).collect();
     // Also what an earlier recovery has discarded is found again, until it is written over.
-    let comes = |(_, entry): &(&u64, &Entry)| entry.queue == name || entry.expires_to == Some(name);
-    let missing = ledger.entries.iter().filter(comes).filter(|(key, _)| !here.contains(key)).count() as u64;
+    // What was discarded of a move has moved again since.
+    let comes = ledger.entries.values().filter(|entry| entry.expires_to == Some(name)).count() as u64;
+    let missing = comes + own.iter().filter(|(key, _)| !here.contains(key)).count() as u64;
     if report.discarded_items > missing {
         return Err(format!("I10: {name}: {} discarded, {missing} missing", report.discarded_items));
     }

@@ -7,6 +7,7 @@ mod damage;
 #[cfg(feature = "testing")]
 mod expiry;
 mod futures;
+mod layers;
 mod moves;
 mod order;
 mod sets;

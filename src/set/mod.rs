@@ -32,7 +32,7 @@ use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
 use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss};
-use crate::options::{Durability, OnDamage, QueueOptions, State, StateOptions};
+use crate::options::{Durability, OnDamage, QueueOptions, QueueOverrides, State, StateOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
 use crate::queue::archive::{Archive, RetiredSegment};
@@ -45,7 +45,7 @@ use crate::reader::Reader;
 use crate::reader::waiters::{Wakes, sleep_any};
 use crate::stats::{RecoveryProgress, SetStats};
 use crate::sync::thread;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, RwLock};
 use crate::upkeep::{Chore, Upkeep};
 
 type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
@@ -86,8 +86,7 @@ struct Inner {
     boot_id: u128,
     shared: Arc<Shared>,
     pool: Arc<Pool>,
-    defaults: QueueOptions,
-    overrides: HashMap<String, QueueOptions>,
+    overrides: HashMap<String, QueueOverrides>,
     on_recovery: Option<OnRecovery>,
     /// Lock 1. Every queue of the directory, loaded or not.
     registry: Mutex<BTreeMap<String, Arc<Slot>>>,
@@ -138,7 +137,7 @@ struct SetFile {
 #[must_use = "a builder does nothing until `open`"]
 pub struct QueueSetBuilder {
     defaults: QueueOptions,
-    overrides: HashMap<String, QueueOptions>,
+    overrides: HashMap<String, QueueOverrides>,
     max_disk_bytes: u64,
     pool_bytes: u64,
     on_damage: OnDamage,
@@ -172,8 +171,13 @@ impl QueueSetBuilder {
     }
 
     /// Options of one queue; they win over the defaults and over what the queue has stored.
-    pub fn queue_options(mut self, name: &str, options: QueueOptions) -> Self {
-        self.overrides.insert(name.to_owned(), options);
+    pub fn queue_options(self, name: &str, options: QueueOptions) -> Self {
+        self.queue_overrides(name, options.into())
+    }
+
+    /// Some options of one queue, in place of what the queue has stored; the others follow the defaults.
+    pub fn queue_overrides(mut self, name: &str, own: QueueOverrides) -> Self {
+        self.overrides.insert(name.to_owned(), own);
         self
     }
 
@@ -259,9 +263,9 @@ impl QueueSetBuilder {
     pub fn open(self, dir: impl AsRef<Path>) -> Result<QueueSet, OpenError> {
         let dir = dir.as_ref();
         self.defaults.check()?;
-        for (name, options) in &self.overrides {
+        for (name, own) in &self.overrides {
             check_name(name)?;
-            options.check_for(name)?;
+            own.over(&self.defaults).check_for(name)?;
         }
         let disk = &self.disk;
         let io = |error| open_error(dir, error);
@@ -314,6 +318,8 @@ impl QueueSetBuilder {
                 Some(state) if !self.read_only => state,
                 _ => State::Up,
             }),
+            defaults: RwLock::new(self.defaults),
+            changing_options: Mutex::new(()),
             salvage: self.on_damage == OnDamage::Salvage,
             moves: Moves::new(disk.clone(), dir, file.meta.set_id),
             unmarked: AtomicBool::new(false),
@@ -328,7 +334,6 @@ impl QueueSetBuilder {
                 boot_id: disk.boot_id(),
                 shared,
                 pool: Arc::new(pool),
-                defaults: self.defaults,
                 overrides: self.overrides,
                 on_recovery: self.on_recovery,
                 registry: Mutex::new(names),
@@ -414,12 +419,71 @@ impl QueueSet {
     /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
     pub fn queue_with(&self, name: &str, options: QueueOptions) -> Result<Queue, OpenError> {
         options.check_for(name)?;
-        let core = self.load(name, Want::Create(Some(&options)))?.ok_or(OpenError::Closed)?;
+        let own = QueueOverrides::from(options);
+        let core = self.load(name, Want::Create(Some(&own)))?.ok_or(OpenError::Closed)?;
         let queue = self.handle(core);
-        if queue.options() != options {
-            queue.set_options(options)?;
+        // Where they are in force already, whosoever they are, nothing is stored.
+        if own != queue.options().into() {
+            queue.set_overrides(own)?;
         }
         Ok(queue)
+    }
+
+    /// The queue of this name with these options of its own, which are stored; the others follow the set's defaults, now and when
+    /// they change. It is created with them, or they are put in force as by [`Queue::set_overrides`].
+    ///
+    /// # Errors
+    /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
+    pub fn queue_with_overrides(&self, name: &str, own: QueueOverrides) -> Result<Queue, OpenError> {
+        own.over(&self.inner.shared.defaults.read()).check_for(name)?;
+        let core = self.load(name, Want::Create(Some(&own)))?.ok_or(OpenError::Closed)?;
+        let queue = self.handle(core);
+        if queue.overrides() != own {
+            queue.set_overrides(own)?;
+        }
+        Ok(queue)
+    }
+
+    /// The options of queues that have none of their own.
+    pub fn defaults(&self) -> QueueOptions {
+        self.inner.shared.defaults.read().clone()
+    }
+
+    /// Puts other defaults in force, until the set is closed: in every queue at once, for the options that are not its own. The
+    /// builder brings the defaults anew at each open.
+    ///
+    /// # Errors
+    /// [`OptionsError::Invalid`] names the field that is out of range; [`OptionsError::Queue`] the loaded queue in which they
+    /// would be wrong together with its own, or would change `journal`. Nothing is changed then, in any queue. A queue that
+    /// is not loaded answers [`OpenError::Options`] when it is.
+    pub fn set_defaults(&self, options: QueueOptions) -> Result<(), OptionsError> {
+        let inner = &self.inner;
+        let check = || match inner.check_open() {
+            Err(Error::Forked) => Err(OptionsError::Forked),
+            Err(_) => Err(OptionsError::Closed),
+            Ok(()) if inner.shared.read_only => Err(OptionsError::ReadOnly),
+            Ok(()) => Ok(()),
+        };
+        check()?;
+        options.check()?;
+        let _changing = inner.shared.changing_options.lock();
+        check()?;
+        let old = std::mem::replace(&mut *inner.shared.defaults.write(), options.clone());
+        let mut changes = Vec::new();
+        // A queue that is loaded from here on has them, or looks again once it is.
+        for core in inner.loaded() {
+            match core.options_over(&options) {
+                Ok(options) => changes.push((core, options)),
+                Err(source) => {
+                    *inner.shared.defaults.write() = old;
+                    return Err(OptionsError::Queue { queue: core.name.clone(), source: Box::new(source) });
+                }
+            }
+        }
+        for (core, options) in changes {
+            core.adopt(options);
+        }
+        Ok(())
     }
 
     /// The queue of this name if there is one.
@@ -647,7 +711,7 @@ impl QueueSet {
         };
         for core in loaded {
             let reader = core.reader.lock();
-            stats.items += reader.items();
+            stats.curr_items += reader.items();
             stats.bytes += reader.bytes();
         }
         stats
@@ -705,7 +769,7 @@ enum Want<'a> {
     Existing,
     /// By the set itself, in whatever state it is.
     Needed,
-    Create(Option<&'a QueueOptions>),
+    Create(Option<&'a QueueOverrides>),
 }
 
 impl Neighbours for Inner {
@@ -834,6 +898,14 @@ impl Inner {
         match inner.open_queue(name, given) {
             Ok((core, created)) => {
                 *slot.core.lock() = Some(Arc::clone(&core));
+                // The defaults may have changed while it was being loaded.
+                let _changing = inner.shared.changing_options.lock();
+                let options = core.options_over(&inner.shared.defaults.read());
+                if let Ok(options) = options
+                    && !inner.shared.read_only
+                {
+                    core.adopt(options);
+                }
                 inner.creates.fetch_add(u64::from(created), Ordering::Relaxed);
                 Ok(Some(core))
             }
@@ -923,7 +995,7 @@ impl Inner {
     }
 
     /// Recovers or creates a queue; says whether it was created.
-    fn open_queue(&self, name: &str, given: Option<&QueueOptions>) -> Result<(Arc<Core>, bool), OpenError> {
+    fn open_queue(&self, name: &str, given: Option<&QueueOverrides>) -> Result<(Arc<Core>, bool), OpenError> {
         let disk = &self.shared.disk;
         let dir = self.queue_dir(name);
         let id_floor = self.meta.lock().meta.id_floor;
@@ -942,18 +1014,19 @@ impl Inner {
             self.sync_names(&dir).map_err(|error| open_error(&dir, error))?;
         }
         let created = meta.is_none();
-        let options = match (&meta, preset) {
-            (_, Some(options)) => options.clone(),
-            (Some(file), None) if !file.meta.options.is_empty() => QueueOptions::from_bytes(&file.meta.options)
-                .ok_or_else(|| OpenError::Corrupt {
-                    queue: name.to_owned(),
-                    path: dir.join("meta"),
-                    segment: None,
-                    offset: 0,
-                    what: "options",
-                })?,
-            _ => self.defaults.clone(),
+        let own = match (&meta, preset) {
+            (_, Some(own)) => own.clone(),
+            (Some(file), None) => QueueOverrides::from_bytes(&file.meta.options).ok_or_else(|| OpenError::Corrupt {
+                queue: name.to_owned(),
+                path: dir.join("meta"),
+                segment: None,
+                offset: 0,
+                what: "options",
+            })?,
+            _ => QueueOverrides::default(),
         };
+        let options = own.over(&self.shared.defaults.read());
+        options.check_for(name)?;
         if !created && !options.journal {
             return Err(OptionsError::Journal { queue: name.to_owned(), items: 0 }.into());
         }
@@ -993,6 +1066,7 @@ impl Inner {
             create_ms,
             has_journal,
         );
+        *core.own.lock() = own;
         if !self.shared.read_only {
             if unproven && durability != Durability::Os && !planted::is(Bug::ServeUnproven) {
                 core.sync_round().map_err(|error| {
@@ -1070,7 +1144,7 @@ impl Inner {
         &self,
         name: &str,
         dir: &Path,
-        given: Option<&QueueOptions>,
+        given: Option<&QueueOverrides>,
         options: &QueueOptions,
     ) -> Result<MetaFile, OpenError> {
         let disk = &self.shared.disk;
@@ -1088,7 +1162,7 @@ impl Inner {
             boot_id: self.boot_id,
             freed: Vec::new(),
             name: name.to_owned(),
-            options: given.map(QueueOptions::to_bytes).unwrap_or_default(),
+            options: given.map(QueueOverrides::to_bytes).unwrap_or_default(),
         };
         if !options.journal {
             return Ok(MetaFile { meta, slots: None, closed: false });
