@@ -13,6 +13,8 @@ mod order;
 mod sets;
 mod space;
 mod states;
+#[cfg(feature = "testing")]
+mod stats;
 mod tidy;
 mod typed;
 mod waiting;
