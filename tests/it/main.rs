@@ -7,6 +7,7 @@ mod damage;
 #[cfg(feature = "testing")]
 mod expiry;
 mod futures;
+mod import;
 mod layers;
 mod moves;
 mod order;
