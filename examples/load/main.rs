@@ -54,6 +54,8 @@ impl Drop for Served {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    // Before anything is pinned to one of them.
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let before = load_average();
     let done = match words.first().map(String::as_str) {
         Some("serve") => serve(&words[1..]),
@@ -68,7 +70,7 @@ fn main() -> ExitCode {
         Ok(()) => {
             // The hidden server prints nothing but its address.
             if words.first().is_some_and(|word| word != "serve") {
-                conditions(&before);
+                conditions(cores, &before);
             }
             ExitCode::SUCCESS
         }
@@ -80,8 +82,7 @@ fn main() -> ExitCode {
 }
 
 /// What stands below a table: figures of a busy machine tell of its other work.
-fn conditions(before: &str) {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+fn conditions(cores: usize, before: &str) {
     println!("\nOn {cores} cores; load average {before} before, {} after (this run is in the latter).", load_average());
 }
 
