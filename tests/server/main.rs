@@ -314,6 +314,8 @@ fn k177_the_data_of_an_unknown_command_is_not_run() {
     server.client().put("q", "one");
     server.client().fails("add q 0 0 8\r\ndelete q\r\nflush_all\r\n", "CLIENT_ERROR");
     server.client().fails("incr q 1\r\n", "CLIENT_ERROR");
+    // More than one read takes: what stays unread must not take the answer with it.
+    server.client().fails(format!("add q 0 0 200000\r\n{}\r\n", "x".repeat(200_000)), "CLIENT_ERROR");
     server.client().ask("get q\r\n", values("q", &["one"]));
 }
 
