@@ -64,7 +64,7 @@ fn of_server(server: &Server) -> Vec<Figure> {
     vec![
         ("uptime", GAUGE, server.started.elapsed().as_secs()),
         ("time", GAUGE, now),
-        ("curr_items", GAUGE, set.items),
+        ("curr_items", GAUGE, set.curr_items),
         ("bytes", GAUGE, set.bytes),
         ("queues", GAUGE, set.queues),
         ("queue_creates", COUNTER, set.queue_creates),
