@@ -314,15 +314,6 @@ impl QueueOptions {
         Ok(())
     }
 
-    /// The rules that need the queue's name.
-    pub(crate) fn check_for(&self, name: &str) -> Result<(), OptionsError> {
-        self.check()?;
-        if self.dead_letters.as_deref() == Some(name) {
-            return Err(OptionsError::Invalid { field: "dead_letters", reason: "another queue than this one" });
-        }
-        Ok(())
-    }
-
     /// Most starts of an item in the queue `name`.
     pub(crate) fn attempts_in(&self, name: &str) -> u32 {
         let own = self.dead_letters.as_deref() == Some(name);
@@ -417,6 +408,19 @@ overrides! {
 }
 
 impl QueueOverrides {
+    /// The options in force above `below` in the queue `name`, if they are right. Where the defaults name the queue itself for
+    /// its dead letters, it has none.
+    pub(crate) fn check_over(&self, below: &QueueOptions, name: &str) -> Result<QueueOptions, OptionsError> {
+        if let Some(Some(letters)) = &self.dead_letters
+            && letters == name
+        {
+            return Err(OptionsError::Invalid { field: "dead_letters", reason: "another queue than this one" });
+        }
+        let options = self.over(below);
+        options.check()?;
+        Ok(options)
+    }
+
     /// Tag (1 byte), length (1 byte), value; a tag that is absent follows the defaults, one without a value says that there is no
     /// limit, an unknown one is skipped.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {

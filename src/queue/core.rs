@@ -187,19 +187,17 @@ impl Core {
     }
 
     /// The options that would be in force above these defaults, if they are right.
-    pub(crate) fn options_over(&self, defaults: &QueueOptions) -> Result<QueueOptions, OptionsError> {
-        let options = self.own.lock().over(defaults);
-        self.check_options(&options)?;
-        Ok(options)
-    }
-
-    pub(crate) fn check_options(&self, options: &QueueOptions) -> Result<(), OptionsError> {
-        options.check_for(&self.name)?;
+    pub(crate) fn options_over(
+        &self,
+        own: &QueueOverrides,
+        defaults: &QueueOptions,
+    ) -> Result<QueueOptions, OptionsError> {
+        let options = own.check_over(defaults, &self.name)?;
         if options.journal != self.has_journal() {
             let items = self.reader.lock().stored_items();
             return Err(OptionsError::Journal { queue: self.name.clone(), items });
         }
-        Ok(())
+        Ok(options)
     }
 
     /// Puts new options in force. The caller has checked and stored them.
@@ -542,10 +540,7 @@ impl Core {
                 self.ring_later();
             }
         }
-        let can_expire = {
-            let reader = self.reader.lock();
-            reader.can_expire() || reader.aside() > 0
-        };
+        let can_expire = self.reader.lock().can_expire();
         if can_expire {
             let _ = self.sweep(max_sweep.into());
             self.ring_later();

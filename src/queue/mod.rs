@@ -111,8 +111,7 @@ impl Queue {
             return Err(OptionsError::Closed);
         }
         let _changing = self.core.shared.changing_options.lock();
-        let options = own.over(&self.core.shared.defaults.read());
-        self.core.check_options(&options)?;
+        let options = self.core.options_over(&own, &self.core.shared.defaults.read())?;
         let bytes = own.to_bytes();
         let stored = self.core.journal.update_meta(|meta| meta.options = bytes);
         stored.map_err(|source| match self.core.reader.lock().closed {

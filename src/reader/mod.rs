@@ -510,10 +510,13 @@ impl Reader {
         now_ms > place.expiry_ms || now_ms.saturating_sub(place.put_ms) > self.max_age_ms
     }
 
-    /// Whether any waiting item can expire at all.
+    /// Whether any waiting item can expire at all, or has and is about to move.
     pub(crate) fn can_expire(&self) -> bool {
-        self.stored_items() > 0
-            && (self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.may_expire_ahead())
+        let can = self.expiring > 0
+            || self.max_age_ms != NEVER_MS
+            || !self.aborted.is_empty()
+            || self.may_expire_ahead();
+        (self.stored_items() > 0 && can) || !self.aside.is_empty()
     }
 
     fn pop(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Place>, TakeError> {

@@ -265,7 +265,7 @@ impl QueueSetBuilder {
         self.defaults.check()?;
         for (name, own) in &self.overrides {
             check_name(name)?;
-            own.over(&self.defaults).check_for(name)?;
+            own.check_over(&self.defaults, name)?;
         }
         let disk = &self.disk;
         let io = |error| open_error(dir, error);
@@ -418,8 +418,8 @@ impl QueueSet {
     /// # Errors
     /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
     pub fn queue_with(&self, name: &str, options: QueueOptions) -> Result<Queue, OpenError> {
-        options.check_for(name)?;
         let own = QueueOverrides::from(options);
+        own.check_over(&self.inner.shared.defaults.read(), name)?;
         let core = self.load(name, Want::Create(Some(&own)))?.ok_or(OpenError::Closed)?;
         let queue = self.handle(core);
         // Where they are in force already, whosoever they are, nothing is stored.
@@ -435,7 +435,7 @@ impl QueueSet {
     /// # Errors
     /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
     pub fn queue_with_overrides(&self, name: &str, own: QueueOverrides) -> Result<Queue, OpenError> {
-        own.over(&self.inner.shared.defaults.read()).check_for(name)?;
+        own.check_over(&self.inner.shared.defaults.read(), name)?;
         let core = self.load(name, Want::Create(Some(&own)))?.ok_or(OpenError::Closed)?;
         let queue = self.handle(core);
         if queue.overrides() != own {
@@ -472,7 +472,8 @@ impl QueueSet {
         let mut changes = Vec::new();
         // A queue that is loaded from here on has them, or looks again once it is.
         for core in inner.loaded() {
-            match core.options_over(&options) {
+            let own = core.own.lock().clone();
+            match core.options_over(&own, &options) {
                 Ok(options) => changes.push((core, options)),
                 Err(source) => {
                     *inner.shared.defaults.write() = old;
@@ -900,7 +901,8 @@ impl Inner {
                 *slot.core.lock() = Some(Arc::clone(&core));
                 // The defaults may have changed while it was being loaded.
                 let _changing = inner.shared.changing_options.lock();
-                let options = core.options_over(&inner.shared.defaults.read());
+                let own = core.own.lock().clone();
+                let options = core.options_over(&own, &inner.shared.defaults.read());
                 if let Ok(options) = options
                     && !inner.shared.read_only
                 {
@@ -1025,8 +1027,7 @@ impl Inner {
             })?,
             _ => QueueOverrides::default(),
         };
-        let options = own.over(&self.shared.defaults.read());
-        options.check_for(name)?;
+        let options = own.check_over(&self.shared.defaults.read(), name)?;
         if !created && !options.journal {
             return Err(OptionsError::Journal { queue: name.to_owned(), items: 0 }.into());
         }

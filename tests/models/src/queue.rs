@@ -8,6 +8,8 @@ pub struct Queue {
     pub(crate) core: Arc<core::Core>,
 }
 
+#[path = "../../../src/queue/all.rs"]
+pub(crate) mod all;
 #[path = "../../../src/queue/archive.rs"]
 pub(crate) mod archive;
 #[path = "../../../src/queue/core.rs"]
@@ -20,5 +22,7 @@ pub(crate) mod handoff;
 pub(crate) mod open_item;
 #[path = "../../../src/queue/put.rs"]
 pub(crate) mod put;
+#[path = "../../../src/queue/state.rs"]
+pub(crate) mod state;
 #[path = "../../../src/queue/take.rs"]
 pub(crate) mod take;

@@ -22,16 +22,17 @@ use crate::journal::pool::Pool;
 use crate::journal::recovery::Recovery;
 use crate::journal::segment::{FRAMES_AT, LEN_MIN, Segment};
 use crate::journal::{Context, Journal, MetaFile};
-use crate::options::{Durability, PutOptions, QueueOptions, WhenFull};
+use crate::options::{Durability, PutOptions, QueueOptions, State, WhenFull};
 use crate::queue::core::{Core, Patience, Shared};
 use crate::queue::futures::SyncedFuture;
 use crate::queue::put::{New, Room};
+use crate::queue::state::States;
 use crate::queue::take::{Given, LinePlace, Mode, Took};
 use crate::reader::Reader;
 use crate::reader::waiters::sleep_any;
 use crate::stats::RecoveryReport;
 use crate::sync::thread::{self, JoinHandle, block_on, spawn, waker};
-use crate::sync::{AtomicBool, AtomicU64, Ordering, time};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, RwLock, time};
 use crate::upkeep::{Chore, Upkeep};
 
 fn join<T>(thread: JoinHandle<T>) -> T {
@@ -346,6 +347,9 @@ fn queue_in(dir: Option<PathBuf>, options: QueueOptions, upkeep: Upkeep) -> Arc<
         upkeep,
         closed: AtomicBool::new(false),
         read_only: false,
+        states: States::new(State::Up),
+        defaults: RwLock::new(QueueOptions::default()),
+        changing_options: Mutex::new(()),
         salvage: false,
         moves: Moves::new(Disk::default(), &PathBuf::from("set"), 1),
         unmarked: AtomicBool::new(false),

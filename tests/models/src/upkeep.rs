@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Weak;
 
-use crate::queue::core::Core;
+use crate::queue::core::{Core, Shared};
 use crate::sync::{Condvar, Mutex};
 
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub(crate) enum Chore {
     Tend(Weak<Core>, u64),
     EndLeases(Weak<Core>, u64),
     Bury(Weak<Core>),
+    Age(Weak<Core>, u64),
+    Tighten(Weak<Shared>, u64),
     Stop,
 }
 
@@ -51,7 +53,12 @@ impl Upkeep {
                 Chore::Arm(core) => core.upgrade().into_iter().for_each(|core| core.journal.arm()),
                 Chore::Tend(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.tend()),
                 Chore::EndLeases(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.end_leases()),
-                Chore::Bury(core) => core.upgrade().into_iter().for_each(|core| core.bury()),
+                Chore::Bury(core) => core.upgrade().into_iter().for_each(|core| {
+                    core.bury();
+                    core.move_expired(core.max_expire_sweep());
+                }),
+                // No model has a queue that grows old, or a set with a state.
+                Chore::Age(..) | Chore::Tighten(..) => {}
                 Chore::Free(core) => core.upgrade().into_iter().for_each(|core| _ = core.free_spent()),
                 Chore::Sync(core) => core.upgrade().into_iter().for_each(|core| core.sync_appended()),
                 Chore::Stop => stopping = true,
