@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kestrel_core::{Durability, OpenError, OptionsError, QueueOptions, QueueOverrides, QueueSet, WhenFull};
+use kestrel_core::{OpenError, OptionsError, QueueOptions, QueueOverrides, QueueSet, WhenFull};
 
 use crate::common::{fast, put_all, world_with};
 
@@ -121,6 +121,8 @@ fn k161_a_loading_queue_meets_new_defaults() {
 mod read {
     use super::*;
     use std::collections::BTreeMap;
+
+    use kestrel_core::Durability;
 
     /// As somebody's file of settings may look.
     #[derive(serde::Deserialize)]
