@@ -142,7 +142,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "soak",
-        what: "mixed work on 40 queues; memory, files, maps and disk must stay as they are",
+        what: "mixed work on 40 queues under limits of address space and open files; memory, files, maps and disk must stay as they are",
         needs: "nothing",
         minutes: "2",
         run: soak::layer,

@@ -1,4 +1,5 @@
-//! Mixed work for a while under a limit of open files, in which memory, files, maps and disk must stay as they are.
+//! Mixed work for a while under limits of address space and open files, in which memory, files, maps and disk must stay as they
+//! are. A limit that is met is an error of the worker, which ends it.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,13 +12,26 @@ use crate::mounts::Scratch;
 use crate::work::random;
 
 const QUEUES: usize = 40;
+/// On a loaded machine, where the upkeep thread is late to close and free what is sealed and spent, 882 were seen.
 const OPEN_FILES: u64 = 1024;
+/// As many segments are 256 MiB; the program, its stacks and one arena of the allocator are the rest.
+const ADDRESS_SPACE: u64 = 320 << 20;
+/// As many as open files: a map without its file would be one that nobody closes.
+const MAPS_MAX: u64 = OPEN_FILES + 64;
+
+fn limit(resource: libc::__rlimit_resource_t, most: u64) -> Result<(), String> {
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: hands over a structure that lives until the call returns.
+    match unsafe { libc::setrlimit(resource, &limit) } {
+        0 => Ok(()),
+        _ => Err(format!("setrlimit: {}", std::io::Error::last_os_error())),
+    }
+}
 
 /// The child: puts and takes on many queues until killed, keeping each backlog below a thousand items.
 pub fn churn(dir: &Path, seed: u64) -> Result<(), String> {
-    let limit = libc::rlimit { rlim_cur: OPEN_FILES, rlim_max: OPEN_FILES };
-    // SAFETY: hands over a structure that lives until the call returns.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    limit(libc::RLIMIT_NOFILE, OPEN_FILES)?;
+    limit(libc::RLIMIT_AS, ADDRESS_SPACE)?;
     let options = QueueOptions::default().durability(Durability::Os).segment_bytes(256 << 10).memory_bytes(64 << 10);
     let set = QueueSet::builder()
         .defaults(options)
@@ -39,7 +53,7 @@ pub fn churn(dir: &Path, seed: u64) -> Result<(), String> {
                             16 + random(&mut state) as usize % [100, 1000, 8000][random(&mut state) as usize % 3];
                         match random(&mut state) % 8 {
                             0..=3 if queue.len() < 1000 => {
-                                queue.put(vec![7; size]).map_err(|e| format!("put: {e}"))?;
+                                queue.put(vec![7; size]).map_err(|e| format!("put: {e:?}"))?;
                             }
                             0..=4 => {
                                 if let Some(item) = queue.try_open().map_err(|e| format!("open: {e}"))? {
@@ -63,6 +77,7 @@ pub fn churn(dir: &Path, seed: u64) -> Result<(), String> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {
     memory_kib: u64,
+    space_kib: u64,
     files: u64,
     maps: u64,
     disk_kib: u64,
@@ -71,11 +86,13 @@ struct Sample {
 fn sample(process: u32, dir: &Path) -> Option<Sample> {
     let proc = Path::new("/proc").join(process.to_string());
     let status = std::fs::read_to_string(proc.join("status")).ok()?;
-    // What is its own: pages of mapped files belong to the page cache.
-    let memory = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib =
+        |what: &str| status.lines().find_map(|line| line.strip_prefix(what)?.split_whitespace().next()?.parse().ok());
     let disk = crate::mounts::run(&["du", "-sk", &crate::mounts::text(dir)]).ok()?;
     Some(Sample {
-        memory_kib: memory.split_whitespace().next()?.parse().ok()?,
+        // What is its own: pages of mapped files belong to the page cache.
+        memory_kib: kib("RssAnon:")?,
+        space_kib: kib("VmSize:")?,
         files: std::fs::read_dir(proc.join("fd")).ok()?.count() as u64,
         maps: std::fs::read_to_string(proc.join("maps")).ok()?.lines().count() as u64,
         disk_kib: disk.split_whitespace().next()?.parse().ok()?,
@@ -99,7 +116,14 @@ pub fn layer(words: &[String]) -> Outcome {
         Err(why) => return Outcome::skipped(why),
     };
     let child = std::env::current_exe().and_then(|program| {
-        Command::new(program).arg("churn").arg(&scratch.0).arg(seed.to_string()).stdout(Stdio::null()).spawn()
+        Command::new(program)
+            .arg("churn")
+            .arg(&scratch.0)
+            .arg(seed.to_string())
+            // An arena for each thread would reserve more than everything else together.
+            .env("MALLOC_ARENA_MAX", "1")
+            .stdout(Stdio::null())
+            .spawn()
     });
     let mut child = match child {
         Ok(child) => child,
@@ -122,8 +146,9 @@ pub fn layer(words: &[String]) -> Outcome {
     let third = samples.len() / 3;
     let (before, after) = (&samples[third..2 * third], &samples[2 * third..]);
     type Measure = (&'static str, fn(&Sample) -> u64, u64);
-    let measures: [Measure; 4] = [
+    let measures: [Measure; 5] = [
         ("memory_kib", |s| s.memory_kib, 512),
+        ("address_space_kib", |s| s.space_kib, 4096),
         ("files", |s| s.files, 4),
         ("maps", |s| s.maps, 8),
         ("disk_kib", |s| s.disk_kib, 2048),
@@ -139,6 +164,11 @@ pub fn layer(words: &[String]) -> Outcome {
         }
         outcome.facts.push((name, format!("{was}, then {is}")));
     }
+    let most = |of: fn(&Sample) -> u64| samples.iter().map(of).max().unwrap_or(0);
+    outcome.note(most(|s| s.maps) <= MAPS_MAX);
+    outcome.facts.push(("at_most", format!("{} files, {} maps", most(|s| s.files), most(|s| s.maps))));
+    println!("soak: at most {} files, {} maps", most(|s| s.files), most(|s| s.maps));
+    outcome.facts.push(("limits", format!("{} MiB of address space, {OPEN_FILES} open files", ADDRESS_SPACE >> 20)));
     outcome.counts.push(("seconds_of_work", seconds));
     outcome
 }
