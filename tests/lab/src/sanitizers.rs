@@ -1,6 +1,7 @@
 //! The crate's tests under the thread sanitizer and the address sanitizer.
 //!
-//! The standard library that comes with the toolchain is not instrumented, so the thread sanitizer does not see what orders
+//! Where the source of the standard library is there (`rustup component add rust-src`), it is built with them, and nothing is
+//! excused. Else: the library that comes with the toolchain is not instrumented, so the thread sanitizer does not see what orders
 //! the accesses of two threads where only the library's own code does. [`EXCUSES`] names those places, each with its reason,
 //! and they excuse a report only if the access happened inside of the library: code of ours, or of a crate that we use, that
 //! the library calls (a `Drop` under the last `Arc`) is not excused. What the address sanitizer does not see is an access
@@ -63,6 +64,7 @@ pub fn layer(words: &[String]) -> Outcome {
     let Some(host) = told.lines().find_map(|line| line.strip_prefix("host: ")) else {
         return Outcome::skipped("rustc does not tell its host");
     };
+    let has_source = has_library_source();
     let kills = crate::number(words, 0, 20).to_string();
     let mut outcome = Outcome::default();
     let (mut reports, mut excused, mut planted) = (0, 0, 0);
@@ -81,7 +83,11 @@ pub fn layer(words: &[String]) -> Outcome {
         };
         let target_dir = format!("target/sanitizers/{}", sanitizer.name);
         let mut arguments = vec!["test", "--locked", "--lib", "--test", "it", "--test", "kill"];
-        arguments.extend(["--target", host, "--target-dir", &target_dir, "--"]);
+        arguments.extend(["--target", host, "--target-dir", &target_dir]);
+        if has_source {
+            arguments.push("-Zbuild-std");
+        }
+        arguments.push("--");
         arguments.extend(SWEEPS.iter().flat_map(|sweep| ["--skip", sweep]));
         let variables = [
             ("RUSTC_BOOTSTRAP", "1".to_owned()),
@@ -95,7 +101,7 @@ pub fn layer(words: &[String]) -> Outcome {
         outcome.failed += ran.failed;
         outcome.counts.push((if sanitizer.name == "thread" { "thread_tests" } else { "address_tests" }, ran.passed));
         for report in reports_in(&logs.0) {
-            if is_excused(&report) {
+            if !has_source && is_excused(&report) {
                 excused += 1;
             } else {
                 println!("sanitizers: {}", report.get(..6000).unwrap_or(&report));
@@ -107,7 +113,16 @@ pub fn layer(words: &[String]) -> Outcome {
     outcome.counts.push(("planted_faults_found", planted));
     outcome.counts.push(("reports", reports));
     outcome.counts.push(("reports_inside_of_the_standard_library", excused));
+    let library = if has_source { "built with them too" } else { "as it comes, not instrumented" };
+    outcome.facts.push(("standard_library", library.into()));
     outcome
+}
+
+/// Whether the toolchain has what `-Zbuild-std` needs.
+fn has_library_source() -> bool {
+    let told =
+        Command::new("rustc").args(["--print", "sysroot"]).output().map(|output| output.stdout).unwrap_or_default();
+    Path::new(String::from_utf8_lossy(&told).trim()).join("lib/rustlib/src/rust/library/std/Cargo.toml").exists()
 }
 
 /// Reports go to files, so that those of children are there too; they are counted there, and not by how a process ended.
