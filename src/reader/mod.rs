@@ -512,10 +512,8 @@ impl Reader {
 
     /// Whether any waiting item can expire at all, or has and is about to move.
     pub(crate) fn can_expire(&self) -> bool {
-        let can = self.expiring > 0
-            || self.max_age_ms != NEVER_MS
-            || !self.aborted.is_empty()
-            || self.may_expire_ahead();
+        let can =
+            self.expiring > 0 || self.max_age_ms != NEVER_MS || !self.aborted.is_empty() || self.may_expire_ahead();
         (self.stored_items() > 0 && can) || !self.aside.is_empty()
     }
 

@@ -92,6 +92,26 @@ fn a_renewed_note_leaves_nothing_behind_that_could_come_twice() {
     assert_eq!((a.len(), b.len()), (0, 70_002));
 }
 
+/// What moved away and was cleared is not counted out a second time when the next open looks for what moved.
+#[test]
+fn an_item_that_moved_from_a_queue_that_was_cleared_is_not_missed_twice() {
+    let disk = SimDisk::new(10);
+    let set = super::oracle::open(&disk, Durability::Sync).expect("opens");
+    let (a, b) = (set.queue("a").expect("opens"), set.queue("b").expect("opens"));
+    let _held = {
+        a.put("held").expect("room");
+        a.open().expect("there")
+    };
+    a.put("old").expect("room");
+    a.open().expect("there").close_into(&b, "new").expect("moves");
+    a.clear().expect("stored");
+    a.put("next").expect("room");
+    let set = super::oracle::open(&disk.power_cut(Fate::None), Durability::Sync).expect("opens");
+    let (a, b) = (set.queue("a").expect("opens"), set.queue("b").expect("opens"));
+    assert_eq!((a.len(), a.stats().bytes), (1, 4));
+    assert_eq!((items(&a), items(&b)), (vec![b"next".to_vec()], vec![b"new".to_vec()]));
+}
+
 /// A queue that does not open leaves its moves unsettled. What tells of them must outlive a close in good order, and the
 /// freeing of what the other queue has done with.
 #[test]

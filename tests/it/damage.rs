@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kestrel_core::{GetError, OnDamage, OpenError, QueueSet};
 
-use crate::common::{World, fast, segments, until, world_with};
+use crate::common::{World, fast, segments, until, world, world_with};
 
 /// A queue of a dozen segments, some items taken, closed in good order.
 fn written() -> World {
@@ -265,4 +265,26 @@ fn a_damaged_item_that_was_cleared_while_it_was_read_does_not_come_back() {
     assert!(matches!(get.join().expect("no panic"), Err(GetError::Corrupt { .. })));
     assert_eq!(q.len(), 0);
     assert!(q.try_get().expect("nothing waits").is_none());
+}
+
+/// The header is stored in one slot and then in the other, so that an interrupted write leaves one of them.
+#[test]
+fn either_slot_of_a_header_opens_the_queue_without_the_other() {
+    let w = world();
+    let q = w.queue("q");
+    for items in 1..4 {
+        q.set_options(q.options().max_items(items)).expect("stored");
+    }
+    q.put("a").expect("room");
+    drop(q);
+    let slot = 4096;
+    for damaged in [0, slot] {
+        let copy = w.copied();
+        let path = copy.path().join("queues/q/meta");
+        let mut bytes = std::fs::read(&path).expect("there");
+        bytes[damaged..damaged + slot].fill(0);
+        std::fs::write(&path, bytes).expect("stored");
+        let set = QueueSet::open(copy.path()).expect("opens");
+        assert_eq!(set.queue("q").expect("the other slot").len(), 1, "without the slot at {damaged}");
+    }
 }

@@ -317,3 +317,30 @@ fn a_few_items_held_for_ever_keep_little_of_the_disk() {
     }
     assert!(q.is_empty());
 }
+
+/// A new segment is twice the one before; where the cap is too near for that, it is as large as fits.
+#[test]
+fn the_last_segment_under_the_cap_of_the_set_is_as_large_as_fits() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let cap = 256 << 10;
+    let set = QueueSet::builder().defaults(fast()).max_disk_bytes(cap).open(dir.path()).expect("opens");
+    let q = set.queue("q").expect("opens");
+    let answer = std::iter::from_fn(|| Some(q.put([7; 1_000]))).take(1_000).find(Result::is_err).expect("a cap");
+    assert!(is_full(answer, Limit::Disk));
+    // 64 KiB, 128 KiB, and not 256 KiB but 64.
+    assert_eq!((set.stats().disk_bytes, q.stats().segments), (cap, 3));
+}
+
+#[test]
+fn a_sync_without_anything_to_cover_does_not_ask_the_device() {
+    let w = world();
+    let q = w.queue("q");
+    q.put("a").expect("room");
+    q.sync().expect("syncs");
+    let syncs = q.stats().syncs;
+    q.sync().expect("nothing to do");
+    assert_eq!(q.stats().syncs, syncs);
+    q.put("b").expect("room");
+    q.sync().expect("syncs");
+    assert!(q.stats().syncs > syncs);
+}
