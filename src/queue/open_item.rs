@@ -105,7 +105,7 @@ impl OpenItem {
     /// As [`close`](OpenItem::close), and waits until the device has it.
     ///
     /// # Errors
-    /// As `close`; [`CloseError::Sync`] if the close was stored and its sync failed.
+    /// As `close`; [`CloseError::Sync`] if the close was stored and its sync failed, or the set was closed before it.
     pub fn close_synced(self) -> Result<(), CloseError> {
         let core = Arc::clone(&self.core);
         self.close()?;

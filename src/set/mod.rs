@@ -504,8 +504,9 @@ impl QueueSet {
 
     /// Removes a queue with all its items and files; `false` if there was none.
     ///
-    /// Who waits for an item of it gets `Closed` at once, and so does every later use of an old handle. Items of it that are
-    /// open stay with their consumers as values. A new queue of the same name starts empty, with ids above all earlier ones.
+    /// Who waits for an item of it gets `Closed` at once, and so does every later use of an old handle; a put that waits for the
+    /// device is answered first. Items of it that are open stay with their consumers as values. A new queue of the same name
+    /// starts empty, with ids above all earlier ones.
     /// After a crash during the call either all of the queue is there or nothing.
     ///
     /// # Errors
