@@ -18,9 +18,15 @@ fn peers() -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peers/seen.json");
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let Ok(Value::Object(all)) = serde_json::from_str(&text) else { return "\nnot run\n\n".into() };
-    let mut table = String::from("| queue | version | after kills | after flipped bits |\n|---|---|---|---|\n");
+    let mut table = String::from(
+        "| queue | version | after kills | after flipped bits | on a full disk | after power cuts, synced at each put |\n\
+         |---|---|---|---|---|---|\n",
+    );
     for (name, seen) in &all {
         let told = |what: &str| {
+            if let Some(Value::String(why)) = seen.get(what) {
+                return why.replace('|', "/");
+            }
             let counts = seen.get(what).and_then(Value::as_object);
             let counts: Vec<String> = counts
                 .into_iter()
@@ -31,8 +37,10 @@ fn peers() -> String {
                 .collect();
             counts.join(", ")
         };
-        let version = seen.get("version").and_then(Value::as_str).unwrap_or_default();
-        table.push_str(&format!("| {name} | {version} | {} | {} |\n", told("kill"), told("flip")));
+        let text = |what: &str| seen.get(what).and_then(Value::as_str).unwrap_or_default();
+        let note = if text("note").is_empty() { String::new() } else { format!(" ({})", text("note")) };
+        let cells = ["kill", "flip", "full", "cut"].map(told).join(" | ");
+        table.push_str(&format!("| {name}{note} | {} | {cells} |\n", text("version")));
     }
     table
 }
