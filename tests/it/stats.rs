@@ -59,7 +59,10 @@ fn recount(disk: &SimDisk, set: &QueueSet, held: &BTreeMap<&str, (u64, u64)>) {
         let dir = PathBuf::from(DIR).join("queues").join(&name);
         let files = bytes_of(disk, |path| path.starts_with(&dir) && has_ending(path, &["seg", "new"]));
         // Less than the length of the files where holes were punched.
-        assert!(own.segments == files.0 && own.log_size <= files.1 && own.log_size >= own.bytes, "{name}: {own:?}, {files:?}");
+        assert!(
+            own.segments == files.0 && own.log_size <= files.1 && own.log_size >= own.bytes,
+            "{name}: {own:?}, {files:?}"
+        );
         holes += files.1 - own.log_size;
         assert_eq!(own.waiters, 0);
         (items, bytes) = (items + own.items, bytes + own.bytes);
