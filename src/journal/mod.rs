@@ -1355,3 +1355,37 @@ pub(crate) fn ids_after_loss(next_id: u64) -> u64 {
     }
     (next_id | u64::from(u32::MAX)).saturating_add(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The room of an item is reckoned before its frame is made: one that is too small runs into the lanes.
+    #[test]
+    fn a_frame_takes_as_many_bytes_as_were_reckoned() {
+        let origins = [None, Some(0), Some(3)];
+        for (expiry_ms, user_flags, starts) in [NEVER_MS, 7]
+            .into_iter()
+            .flat_map(|expiry_ms| [0, 5].map(|flags| (expiry_ms, flags)))
+            .flat_map(|(expiry_ms, flags)| origins.map(|starts| (expiry_ms, flags, starts)))
+        {
+            let moved = starts.map(|starts| Moved { origin: (1, 2), starts, noted: false });
+            let item = NewItem { payload: &[1; 13], expiry_ms, user_flags, moved };
+            let frame = Frame {
+                kind: Kind::Item,
+                payload_len: 13,
+                payload_crc: 0,
+                ordinal: 0,
+                time_delta: 0,
+                synced_to: FRAMES_AT,
+                id: None,
+                expiry_ms: (expiry_ms != NEVER_MS).then_some(expiry_ms),
+                user_flags,
+                starts_before: starts.unwrap_or(0),
+                origin: moved.map(|moved| moved.origin),
+                noted: false,
+            };
+            assert_eq!(frame_bytes(&item), u64::from(frame.total_len()), "{item:?}");
+        }
+    }
+}
