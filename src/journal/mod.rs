@@ -1364,15 +1364,16 @@ mod tests {
     #[test]
     fn a_frame_takes_as_many_bytes_as_were_reckoned() {
         let origins = [None, Some(0), Some(3)];
-        for (expiry_ms, user_flags, starts) in [NEVER_MS, 7]
+        for (expiry_ms, user_flags, starts, due_ms) in [NEVER_MS, 7]
             .into_iter()
             .flat_map(|expiry_ms| [0, 5].map(|flags| (expiry_ms, flags)))
             .flat_map(|(expiry_ms, flags)| origins.map(|starts| (expiry_ms, flags, starts)))
+            .flat_map(|(expiry_ms, flags, starts)| [0, 9].map(|due_ms| (expiry_ms, flags, starts, due_ms)))
         {
             let moved = starts.map(|starts| Moved { origin: (1, 2), starts, noted: false });
-            let item = NewItem { payload: &[1; 13], expiry_ms, user_flags, moved };
+            let item = NewItem { payload: &[1; 13], expiry_ms, due_ms, user_flags, moved };
             let frame = Frame {
-                kind: Kind::Item,
+                kind: if due_ms == 0 { Kind::Item } else { Kind::Deferred },
                 payload_len: 13,
                 payload_crc: 0,
                 ordinal: 0,
@@ -1384,6 +1385,7 @@ mod tests {
                 starts_before: starts.unwrap_or(0),
                 origin: moved.map(|moved| moved.origin),
                 noted: false,
+                due_ms,
             };
             assert_eq!(frame_bytes(&item), u64::from(frame.total_len()), "{item:?}");
         }
