@@ -152,6 +152,10 @@ impl File {
         Ok(true)
     }
 
+    pub fn punch(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
     pub fn sync_data(&self) -> io::Result<()> {
         let names = self.names.lock().expect("not poisoned");
         let given_away = |path: &Path| path.extension().is_some_and(|ending| ending == "spare");

@@ -276,6 +276,7 @@ fn write_frame(segment: &Segment, ordinal: u32) {
         starts_before: 0,
         origin: None,
         noted: false,
+        due_ms: 0,
     };
     assert_eq!(frame.total_len(), FRAME_LEN);
     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];

@@ -164,6 +164,12 @@ macro_rules! numbers {
                 engine::in_order(order);
                 self.0.fetch_max(value, order)
             }
+
+            #[track_caller]
+            pub fn fetch_min(&self, value: $value, order: Ordering) -> $value {
+                engine::in_order(order);
+                self.0.fetch_min(value, order)
+            }
         })*
     };
 }

@@ -13,6 +13,7 @@ pub(crate) enum Chore {
     Sync(Weak<Core>),
     Tend(Weak<Core>, u64),
     EndLeases(Weak<Core>, u64),
+    Ripen(Weak<Core>, u64),
     Bury(Weak<Core>),
     Age(Weak<Core>, u64),
     Tighten(Weak<Shared>, u64),
@@ -29,7 +30,7 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn ring(&self, chore: Chore) {
-        if self.tends || !matches!(chore, Chore::Tend(..) | Chore::EndLeases(..)) {
+        if self.tends || !matches!(chore, Chore::Tend(..) | Chore::EndLeases(..) | Chore::Ripen(..)) {
             self.chores.lock().push_back(chore);
             self.rung.notify_one();
         }
@@ -53,6 +54,7 @@ impl Upkeep {
                 Chore::Arm(core) => core.upgrade().into_iter().for_each(|core| core.journal.arm()),
                 Chore::Tend(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.tend()),
                 Chore::EndLeases(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.end_leases()),
+                Chore::Ripen(core, _) => core.upgrade().into_iter().for_each(|core| core.ripen()),
                 Chore::Bury(core) => core.upgrade().into_iter().for_each(|core| {
                     core.bury();
                     core.move_expired(core.max_expire_sweep());
