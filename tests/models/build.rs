@@ -308,14 +308,14 @@ const BUGS_OF_SETS: &[Bug] = &[
     ),
     Bug(
         "deleted ids come again",
-        "set.rs",
+        "set/mod.rs",
         "if id <= file.meta.id_floor {",
         "if PLANTED || id <= file.meta.id_floor {",
     ),
     // Once real ones.
     Bug(
         "deleted while it is created",
-        "set.rs",
+        "set/mod.rs",
         "Err(error) if core.is_none() && error.kind()",
         "Err(error) if !PLANTED && core.is_none() && error.kind()",
     ),
@@ -339,7 +339,7 @@ const BUGS_OF_SETS: &[Bug] = &[
     ),
     Bug(
         "deleted in the middle of a move",
-        "set.rs",
+        "set/mod.rs",
         "while core.pay().below != u64::MAX {",
         "while !PLANTED && core.pay().below != u64::MAX {",
     ),
@@ -389,6 +389,9 @@ fn main() {
 
     let mut all = Vec::new();
     files(&crate_src, &mut all);
+    for Bug(bug, file, ..) in BUGS {
+        assert!(crate_src.join(file).is_file(), "{bug:?} is to be planted in {file}, which is not there");
+    }
     for path in all {
         let name = path.strip_prefix(&crate_src).expect("below it").to_string_lossy().into_owned();
         let Ok(mut text) = fs::read_to_string(&path) else { continue };
