@@ -214,7 +214,7 @@ const PLANTED: &[&str] = &[
     "tasks are not told",
     "the archive is not asked",
 ];
-const PLANTED_MAX: u64 = 20_000;
+const PLANTED_MAX: u64 = 200_000;
 const SEEDS_APART: u64 = 1 << 40;
 
 fn main() -> ExitCode {
@@ -262,7 +262,7 @@ fn main() -> ExitCode {
         let run = || {
             let mut found = Vec::new();
             while let Some(bug) = PLANTED.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                found.push((*bug, run_worker(seed, seed + PLANTED_MAX, 60, Some(bug)).violation));
+                found.push((*bug, run_worker(seed, seed + PLANTED_MAX, 240, Some(bug)).violation));
             }
             found
         };
