@@ -31,7 +31,7 @@ mod upkeep;
 pub use error::{CloseError, Error, GetError, Limit, MoveFault, OpenError, OptionsError, PutError, SyncError};
 pub use ids::ItemId;
 pub use item::{DeadLetter, Item};
-pub use options::{Durability, OnDamage, PutOptions, QueueOptions, WhenFull};
+pub use options::{Durability, OnDamage, PutOptions, QueueOptions, ReaderOptions, WhenFull};
 pub use queue::archive::RetiredSegment;
 #[cfg(feature = "async")]
 pub use queue::futures::OpenStream;

@@ -108,6 +108,10 @@ pub struct QueueOptions {
     /// [`dead_letter`](crate::OpenItem::dead_letter). It is created when first needed. Where the set's defaults name a queue
     /// here, that queue itself has no limit of attempts and no dead letters. Default: none.
     pub dead_letters: Option<String>,
+    /// `true`: items put go to the queue's [readers](crate::Queue::reader) only. The queue itself gets none and stays empty, but
+    /// for what it held before; without any reader a put is answered, counted as
+    /// [`unread_items`](crate::QueueStats::unread_items), and stored nowhere: its id is 0. Default: `false`.
+    pub fanout_only: bool,
 }
 
 impl Default for QueueOptions {
@@ -126,6 +130,7 @@ impl Default for QueueOptions {
             lease: None,
             max_attempts: None,
             dead_letters: None,
+            fanout_only: false,
         }
     }
 }
@@ -170,6 +175,8 @@ setters! {
     max_attempts: u32 => Some;
     /// Sets [`QueueOptions::dead_letters`](#structfield.dead_letters).
     dead_letters: impl Into<String> => |name: _| Some(Into::into(name));
+    /// Sets [`QueueOptions::fanout_only`](#structfield.fanout_only).
+    fanout_only: bool => std::convert::identity;
 }
 
 impl QueueOptions {
@@ -275,11 +282,19 @@ impl QueueOptions {
             out.extend_from_slice(&[14, name.len() as u8]);
             out.extend_from_slice(name.as_bytes());
         }
+        if self.fanout_only {
+            out.extend_from_slice(&[FANOUT_ONLY, 8]);
+            out.extend_from_slice(&1u64.to_le_bytes());
+        }
         out
     }
 
     /// `None` if the bytes are not options; they stand under a checksum, so that is damage or a foreign hand.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<QueueOptions> {
+        Self::parse(bytes).filter(|options| options.check().is_ok())
+    }
+
+    fn parse(bytes: &[u8]) -> Option<QueueOptions> {
         let mut options = QueueOptions::default();
         let mut bytes = Bytes(bytes);
         while let Some(tag) = bytes.u8() {
@@ -314,10 +329,109 @@ impl QueueOptions {
                 11 => options.journal = value != 0,
                 12 => options.lease = Some(Duration::from_nanos(value)),
                 13 => options.max_attempts = Some(value.try_into().ok()?),
+                FANOUT_ONLY => options.fanout_only = value != 0,
                 _ => {}
             }
         }
-        options.check().is_ok().then_some(options)
+        Some(options)
+    }
+}
+
+/// The tag of [`QueueOptions::fanout_only`].
+const FANOUT_ONLY: u8 = 20;
+
+/// How a reader differs from its queue: [`Queue::reader_with`](crate::Queue::reader_with).
+///
+/// What is not set here is as in the queue, and follows it when that changes.
+///
+/// ```
+/// use kestrel_core::{ReaderOptions, WhenFull};
+/// let options = ReaderOptions::new().from_oldest(true).max_items(1_000).when_full(WhenFull::DropOldest);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReaderOptions {
+    pub(crate) from_oldest: bool,
+    own: QueueOptions,
+    /// A bit for each of `own` that is set, by its tag.
+    set: u32,
+}
+
+macro_rules! own_options {
+    ($($tag:literal $name:ident: $type:ty;)*) => {
+        impl ReaderOptions {
+            $(#[doc = concat!("As [`QueueOptions::", stringify!($name), "`], for the reader.")]
+            #[must_use]
+            pub fn $name(mut self, value: $type) -> Self {
+                self.own = self.own.$name(value);
+                self.set |= 1 << $tag;
+                self
+            })*
+
+            /// The queue's options with the reader's own in their place.
+            pub(crate) fn over(&self, queue: &QueueOptions) -> QueueOptions {
+                let mut options = QueueOptions { fanout_only: false, ..queue.clone() };
+                $(if self.set & 1 << $tag != 0 {
+                    options.$name.clone_from(&self.own.$name);
+                })*
+                options
+            }
+
+            /// What makes `wanted` of the queue's options.
+            pub(crate) fn difference(queue: &QueueOptions, wanted: &QueueOptions) -> Result<ReaderOptions, OptionsError> {
+                let mut own = ReaderOptions { own: wanted.clone(), ..ReaderOptions::default() };
+                $(if queue.$name != wanted.$name {
+                    own.set |= 1 << $tag;
+                })*
+                if own.over(queue) == *wanted {
+                    return Ok(own);
+                }
+                let reason = "a reader has its queue's";
+                let field = match wanted {
+                    _ if wanted.fanout_only => "fanout_only",
+                    _ if wanted.max_item_size != queue.max_item_size => "max_item_size",
+                    _ if wanted.segment_bytes != queue.segment_bytes => "segment_bytes",
+                    _ => "durability",
+                };
+                Err(OptionsError::Invalid { field, reason })
+            }
+        }
+    };
+}
+
+own_options! {
+    1 max_items: u64;
+    2 max_bytes: u64;
+    4 when_full: WhenFull;
+    5 max_age: Duration;
+    6 max_expire_sweep: u32;
+    7 memory_bytes: u64;
+    12 lease: Duration;
+    13 max_attempts: u32;
+    14 dead_letters: impl Into<String>;
+}
+
+impl ReaderOptions {
+    /// As the queue, from the next item on.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `true`: the reader starts with the oldest item that is still in the journal, also such as the queue itself is done with.
+    /// Takes time for each item that is there. Default: `false`, with the items that are put after its creation.
+    #[must_use]
+    pub fn from_oldest(mut self, from_oldest: bool) -> Self {
+        self.from_oldest = from_oldest;
+        self
+    }
+
+    /// Which are set, and all of them as a queue stores them.
+    pub(crate) fn to_bytes(&self) -> (u32, Vec<u8>) {
+        (self.set, self.own.to_bytes())
+    }
+
+    pub(crate) fn from_bytes(set: u32, bytes: &[u8]) -> Option<ReaderOptions> {
+        Some(ReaderOptions { from_oldest: false, own: QueueOptions::parse(bytes)?, set })
     }
 }
 
@@ -431,6 +545,7 @@ mod tests {
                 lease: (lease % 2 == 0).then(|| Duration::from_nanos(lease)),
                 max_attempts: attempts,
                 dead_letters: (attempts.is_some() || lease % 3 == 0).then_some(dead),
+                fanout_only: age % 3 == 0,
             };
             prop_assert_eq!(QueueOptions::from_bytes(&options.to_bytes()), Some(options));
         }

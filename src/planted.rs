@@ -69,6 +69,10 @@ pub(crate) enum Bug {
     SealAfterLook,
     /// A waiter goes to sleep without a last look (for the models).
     SleepWithoutLook,
+    /// A segment is freed while a named reader still has items of it.
+    FreeBeforeReaders,
+    /// A named reader is shown before its header is durable.
+    ReaderBeforeHeader,
     /// A rolled segment's successor does not say where it ends.
     RollWithoutExtent,
 }

@@ -25,12 +25,13 @@ use crate::format::{Fault, VERSION, name};
 use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
-use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss};
-use crate::options::{Durability, OnDamage, QueueOptions};
+use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss, write_new_file};
+use crate::options::{Durability, OnDamage, QueueOptions, ReaderOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
 use crate::queue::archive::{Archive, RetiredSegment};
 use crate::queue::core::{Core, Patience, Shared};
+use crate::queue::fanout::{self, Fanout};
 use crate::queue::handoff::Neighbours;
 use crate::queue::open_item::OpenItem;
 use crate::queue::take::{Given, Mode, Took};
@@ -428,6 +429,12 @@ impl QueueSet {
         if self.inner.shared.read_only {
             return Err(Error::ReadOnly);
         }
+        if let Some((queue, reader)) = name.split_once('+') {
+            return match self.get_queue(queue)? {
+                Some(queue) => queue.delete_reader(reader),
+                None => Ok(false),
+            };
+        }
         let Some(slot) = self.inner.registry.lock().get(name).cloned() else {
             return Ok(false);
         };
@@ -622,7 +629,30 @@ impl Neighbours for Inner {
 }
 
 impl Inner {
+    /// The queue of this name, or the reader `queue+reader`: the first `+` parts the two.
     fn load(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
+        let Some((queue, reader)) = name.split_once('+') else {
+            return self.load_queue(name, want);
+        };
+        fanout::check_name(name, reader)?;
+        let above = match want {
+            Want::Existing => Want::Existing,
+            Want::Create(_) => Want::Create(None),
+        };
+        let Some(home) = self.load_queue(queue, above).map_err(|error| match error {
+            OpenError::InvalidName { reason, .. } => OpenError::InvalidName { name: name.to_owned(), reason },
+            other => other,
+        })?
+        else {
+            return Ok(None);
+        };
+        match want {
+            Want::Existing => Ok(home.named(reader)),
+            Want::Create(_) => home.named_or_new(reader, &ReaderOptions::new()).map(Some),
+        }
+    }
+
+    fn load_queue(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
         check_name(name)?;
         let inner = self;
         inner.check_open().map_err(|error| match error {
@@ -653,7 +683,7 @@ impl Inner {
         // While we waited for the slot, the queue may have been deleted, or the set closed.
         if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
             drop(busy);
-            return self.load(name, want);
+            return self.load_queue(name, want);
         }
         if inner.shared.closed.load(Ordering::Acquire) {
             return Err(OpenError::Closed);
@@ -718,7 +748,7 @@ impl Inner {
             return Ok(());
         };
         let io = |source| Error::Io { path: self.dir.join("moves"), source };
-        let moved = into.successors_of(from.journal.queue_id(), floor).map_err(io)?;
+        let moved = into.successors_of(from.origin_id(), floor).map_err(io)?;
         if !moved.is_empty() {
             // A process that died may have left the new ones in the page cache only: they must not be less durable than the
             // marks of the old ones.
@@ -811,7 +841,7 @@ impl Inner {
         let has_segments = !outcome.recovered.entries.is_empty();
         let durability = options.durability;
         let has_journal = options.journal;
-        let journal = Journal::new(context, outcome.recovered, options.segment_bytes);
+        let journal = Arc::new(Journal::new(context, outcome.recovered, options.segment_bytes));
         let front = Arc::clone(&journal.front);
         let reader = Reader::new(front, outcome.first, journal.newest(), outcome.items, outcome.bytes);
         let core = Core::new(
@@ -823,7 +853,12 @@ impl Inner {
             outcome.report,
             create_ms,
             has_journal,
+            Fanout::of_queue(options.fanout_only),
         );
+        core.load_readers().inspect_err(|_| {
+            let (_, bytes, _) = core.journal.gauges();
+            self.pool.forget_bytes(bytes);
+        })?;
         if !self.shared.read_only {
             if unproven && durability != Durability::Os && !planted::is(Bug::ServeUnproven) {
                 core.sync_round().map_err(|error| {
@@ -1125,28 +1160,6 @@ fn read_small(file: &File, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     file.read_at(0, &mut bytes)?;
     Ok(bytes)
-}
-
-/// A small header file that is there whole or not at all.
-fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Result<File> {
-    let tmp = dir.join(format!("{name}.tmp"));
-    match disk.unlink(&tmp) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = disk.create(&tmp)?;
-    let written = (|| {
-        file.allocate(meta::FILE_LEN as u64)?;
-        file.write_at(0, slot)?;
-        file.sync_data()?;
-        disk.rename(&tmp, &dir.join(name))?;
-        disk.sync_dir(dir)
-    })();
-    if let Err(error) = written {
-        let _ = disk.unlink(&tmp);
-        return Err(error);
-    }
-    Ok(file)
 }
 
 fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, OpenError> {

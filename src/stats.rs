@@ -63,6 +63,13 @@ pub struct QueueStats {
     pub leases_ended: u64,
     /// Counter: items moved to the dead letters.
     pub dead_lettered: u64,
+    /// Gauge: items put that this queue, or this reader, is not done with: those that wait and those held open.
+    pub lag: u64,
+    /// Gauge: a queue's named readers.
+    pub readers: u64,
+    /// Counter: items put under [`fanout_only`](crate::QueueOptions::fanout_only) while there was no reader; they are not
+    /// stored, and not among `total_items`.
+    pub unread_items: u64,
 }
 
 /// A set's counters and gauges at one moment.

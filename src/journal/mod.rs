@@ -15,25 +15,29 @@ pub(crate) mod letters;
 pub(crate) mod moves;
 pub(crate) mod pool;
 pub(crate) mod progress;
+pub(crate) mod readers;
 pub(crate) mod recovery;
 pub(crate) mod segment;
 pub(crate) mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use crate::disk::is_no_space;
 use crate::disk::{Disk, File, Map};
+pub(crate) use crate::format::frame::NAMED_READERS;
 use crate::format::frame::{self, Frame, Kind, Salt};
 use crate::format::header::{Extent, Previous, SegmentHeader};
 use crate::format::meta::{self, QueueMeta};
 use crate::ids::{NEVER_MS, Place};
 use crate::planted::{self, Bug};
-use crate::sync::{AtomicU64, Mutex, Ordering, fence};
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock, fence};
 use commit::Commit;
 use front::{Front, Intake};
 use pool::{NoSpare, Pool, Spare};
+use readers::ReaderLanes;
 use segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment};
 
 /// The reach of a segment is raised in steps of this many bytes.
@@ -84,6 +88,8 @@ pub(crate) struct NewItem<'a> {
     pub(crate) expiry_ms: u64,
     pub(crate) user_flags: u32,
     pub(crate) moved: Option<Moved>,
+    /// The one reader that it is for, or [`frame::NAMED_READERS`].
+    pub(crate) only: Option<u64>,
 }
 
 /// What a frame says of the item that it takes the place of.
@@ -107,6 +113,8 @@ pub(crate) struct Journal {
     table: Mutex<BTreeMap<u64, Entry>>,
     /// Lock 6. The queue's header file.
     meta: Mutex<MetaFile>,
+    /// The named readers, which a segment waits for before it is freed.
+    readers: RwLock<Vec<Arc<ReaderLanes>>>,
     /// Held while files of spent segments are given away; `true` once the queue was deleted. Comes before the table's.
     giving: Mutex<bool>,
     /// Frame bytes appended, written under the tail lock, and made durable: for the gauge.
@@ -193,10 +201,11 @@ impl Entry {
         self.open.as_ref().is_some_and(|segment| Arc::strong_count(segment) > 1)
     }
 
-    /// Closes a sealed segment that nobody uses and that is not to be freed.
-    fn rest(&mut self) {
+    /// Closes a sealed segment that nobody uses and that is not to be freed; if others than the queue's own reader have a say
+    /// in that, it may have long to wait.
+    fn rest(&mut self, has_readers: bool) {
         let Some(segment) = &self.open else { return };
-        if self.sealed && Arc::strong_count(segment) == 1 && !segment.is_spent() {
+        if self.sealed && Arc::strong_count(segment) == 1 && (has_readers || !segment.is_spent()) {
             self.done = segment.done();
             self.marks_unsynced = segment.marks_unsynced.load(Ordering::Acquire);
             self.open = None;
@@ -212,6 +221,28 @@ pub(crate) struct MetaFile {
     pub(crate) slots: Option<SlotFile>,
     /// The set was closed: the file may be somebody else's by now.
     pub(crate) closed: bool,
+}
+
+/// A small header file that is there whole or not at all.
+pub(crate) fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Result<File> {
+    let tmp = dir.join(format!("{name}.tmp"));
+    match disk.unlink(&tmp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create(&tmp)?;
+    let written = (|| {
+        file.allocate(meta::FILE_LEN as u64)?;
+        file.write_at(0, slot)?;
+        file.sync_data()?;
+        disk.rename(&tmp, &dir.join(name))?;
+        disk.sync_dir(dir)
+    })();
+    if let Err(error) = written {
+        let _ = disk.unlink(&tmp);
+        return Err(error);
+    }
+    Ok(file)
 }
 
 /// A file of two slots, written in turn.
@@ -340,6 +371,7 @@ impl Journal {
             commit: Commit::new(durable),
             table: Mutex::new(recovered.entries),
             meta: Mutex::new(recovered.meta),
+            readers: RwLock::new(Vec::new()),
             giving: Mutex::new(false),
             appended_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
@@ -834,11 +866,12 @@ impl Journal {
         if self.context.dir.is_none() {
             return;
         }
+        let has_readers = self.has_readers();
         for entry in self.table.lock().range_mut(above.saturating_add(1)..).map(|(_, entry)| entry) {
             let Some(segment) = &entry.open else { continue };
             let durable = segment.synced_to.load(Ordering::Acquire) >= segment.end();
             if durable || !durable_only {
-                entry.rest();
+                entry.rest(has_readers);
             }
         }
     }
@@ -846,6 +879,7 @@ impl Journal {
     /// Opens a segment for what `with` does to it, and closes it again if it was not open: there may be more of them than
     /// descriptors. `None`: it is gone.
     fn with_segment<T>(&self, number: u64, with: impl FnOnce(&Segment) -> io::Result<T>) -> io::Result<Option<T>> {
+        let has_readers = self.has_readers();
         let (segment, was_open) = {
             let mut table = self.table.lock();
             let Some(entry) = table.get_mut(&number) else {
@@ -857,7 +891,7 @@ impl Journal {
         let done = with(&segment)?;
         drop(segment);
         if !was_open && let Some(entry) = self.table.lock().get_mut(&number) {
-            entry.rest();
+            entry.rest(has_readers);
         }
         Ok(Some(done))
     }
@@ -1022,6 +1056,7 @@ impl Journal {
             starts_before: 0,
             origin: None,
             noted: false,
+            only: None,
         };
         if synced_to < tail.end || tail.end + frame.total_len() > tail.limit {
             return Ok(());
@@ -1037,8 +1072,13 @@ impl Journal {
 
     /// The segments whose items are all done, or cleared.
     pub(crate) fn spent(&self) -> BTreeSet<u64> {
+        let readers = self.readers();
         let table = self.table.lock();
-        table.iter().filter(|(_, entry)| entry.is_spent()).map(|(number, _)| *number).collect()
+        let spent = table.iter().filter(|(_, entry)| entry.is_spent());
+        spent
+            .filter(|(number, entry)| self.is_read_by_all(&readers, **number, entry))
+            .map(|(number, _)| *number)
+            .collect()
     }
 
     /// Whether a segment holds no item from the id `id` on.
@@ -1050,10 +1090,11 @@ impl Journal {
     /// because somebody holds it.
     pub(crate) fn free_spent(&self, listed: &BTreeSet<u64>) -> io::Result<bool> {
         let mut left = false;
+        let readers = self.readers();
         let spent: Vec<Spent> = {
             let table = self.table.lock();
             let spent = table.iter().filter(|(number, entry)| {
-                if !listed.contains(*number) || !entry.is_spent() {
+                if !listed.contains(*number) || !entry.is_spent() || !self.is_read_by_all(&readers, **number, entry) {
                     return false;
                 }
                 let held = entry.is_held();
@@ -1080,6 +1121,7 @@ impl Journal {
         })?;
         self.tail.lock().unsynced.retain(|number| !freed.iter().any(|freed| freed.number == *number));
         let mut first_error = Ok(());
+        let mut gone = Vec::with_capacity(freed.len());
         let _giving = self.giving.lock();
         for Spent { number, len, .. } in freed {
             // The header took its time. Meanwhile a sync may have got hold of the segment, which then must not be used for
@@ -1092,12 +1134,14 @@ impl Journal {
                 }
                 table.remove(&number)
             };
+            gone.push(number);
             if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {
                 let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len);
                 // The header says that it is gone; the next open removes what is left of it.
                 first_error = first_error.and(given);
             }
         }
+        self.forget_lanes(&gone);
         first_error.map(|()| left)
     }
 
@@ -1197,6 +1241,8 @@ impl Journal {
         let mut table = self.table.lock();
         let bytes = table.values().map(|entry| u64::from(entry.header.segment_bytes)).sum();
         table.clear();
+        drop(table);
+        self.close_readers();
         bytes
     }
 
@@ -1206,6 +1252,7 @@ impl Journal {
 
     /// The last word on the header: who looked at the set before it was closed, and comes only now, stores nothing any more.
     pub(crate) fn close_meta(&self) {
+        self.close_readers();
         self.meta.lock().closed = true;
     }
 
@@ -1274,6 +1321,7 @@ fn write_item(
         starts_before: item.moved.map_or(0, |moved| moved.starts),
         origin: item.moved.map(|moved| moved.origin),
         noted: item.moved.is_some_and(|moved| moved.noted),
+        only: item.only,
     };
     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
     let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
@@ -1302,7 +1350,8 @@ fn frame_bytes(item: &NewItem<'_>) -> u64 {
     let user = item.user_flags != 0 || item.moved.is_some_and(|moved| moved.starts != 0);
     let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 }
         + if user { 8 } else { 0 }
-        + if item.moved.is_some() { 16 } else { 0 };
+        + if item.moved.is_some() { 16 } else { 0 }
+        + if item.only.is_some() { 8 } else { 0 };
     (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64).next_multiple_of(u64::from(frame::ALIGN))
 }
 

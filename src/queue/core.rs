@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
 use crate::error::{Error, GetError, SyncError};
+use crate::ids::Cursor;
 use crate::ids::{self, ItemId};
 use crate::journal::Journal;
 use crate::journal::commit::Commit;
@@ -17,6 +18,7 @@ use crate::journal::lane::Lane;
 use crate::journal::moves::Moves;
 use crate::options::{Durability, QueueOptions};
 use crate::queue::archive::Archive;
+use crate::queue::fanout::Fanout;
 use crate::queue::handoff::Neighbours;
 use crate::queue::put::Limits;
 use crate::reader::waiters::Wakes;
@@ -61,7 +63,10 @@ impl fmt::Debug for Shared {
 pub(crate) struct Core {
     pub(crate) name: String,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) journal: Journal,
+    /// Shared by the queue and its named readers.
+    pub(crate) journal: Arc<Journal>,
+    /// Who else reads that journal, or whose reader this is.
+    pub(crate) fanout: Fanout,
     /// Lock 3; the tail lock of the journal comes before it.
     pub(crate) reader: Mutex<Reader>,
     pub(crate) options: RwLock<QueueOptions>,
@@ -76,6 +81,7 @@ pub(crate) struct Core {
     pub(crate) create_ms: u64,
     /// The last id before this load of the queue.
     before_id: u64,
+    before_bytes: u64,
     pub(super) has_journal: bool,
     /// A `Tend` is on its way or waits.
     tending: AtomicBool,
@@ -131,12 +137,13 @@ impl Core {
     pub(crate) fn new(
         name: String,
         shared: Arc<Shared>,
-        journal: Journal,
+        journal: Arc<Journal>,
         mut reader: Reader,
         options: QueueOptions,
         report: RecoveryReport,
         create_ms: u64,
         has_journal: bool,
+        fanout: Fanout,
     ) -> Arc<Core> {
         reader.memory_bytes = options.memory_bytes;
         reader.max_age_ms = options.max_age_ms();
@@ -154,7 +161,9 @@ impl Core {
             report: Mutex::new(report),
             create_ms,
             before_id: journal.appended(),
+            before_bytes: journal.front.intake().payload_bytes,
             journal,
+            fanout,
             has_journal,
             tending: AtomicBool::new(false),
             sync_rung: AtomicBool::new(false),
@@ -183,9 +192,11 @@ impl Core {
             reader.max_age_ms = options.max_age_ms();
             reader.max_attempts = options.attempts_in(&self.name);
             reader.room(&mut wakes);
+            self.fanout.set_only(options.fanout_only);
             *self.options.write() = options;
         }
         wakes.wake();
+        self.hand_down_options();
         self.ring_tend();
     }
 
@@ -211,15 +222,34 @@ impl Core {
             if tail.closed {
                 return Err(Error::Closed);
             }
-            let mut reader = self.reader.lock();
-            let stored = self.journal.clear(&mut tail);
-            stored.map_err(|source| {
+            let io = |source| {
                 let path = self.journal.context.dir.clone().unwrap_or_default();
                 Error::Io { path, source }
-            })?;
-            let cleared = reader.clear(tail.newest());
-            reader.room(&mut wakes);
-            cleared
+            };
+            if let Some(lanes) = &self.fanout.lanes {
+                let mut reader = self.reader.lock();
+                if reader.closed {
+                    return Err(Error::Closed);
+                }
+                lanes.begin_at(tail.next_id - 1).map_err(io)?;
+                let cleared = reader.clear(self.journal.end_of(&tail));
+                reader.room(&mut wakes);
+                cleared
+            } else {
+                let mut reader = self.reader.lock();
+                self.journal.clear(&mut tail).map_err(io)?;
+                let end = Cursor::behind(tail.newest());
+                let cleared = reader.clear(end);
+                reader.room(&mut wakes);
+                drop(reader);
+                // What the queue forgets is gone for all.
+                self.each_named(|named| {
+                    let mut reader = named.reader.lock();
+                    reader.clear(end);
+                    reader.room(&mut wakes);
+                });
+                cleared
+            }
         };
         wakes.wake();
         self.ring_free();
@@ -257,7 +287,7 @@ impl Core {
         let answer = ask(&self.journal.commit, &|durable| {
             self.journal.front.show(durable);
             // Always under its lock: who joined the line before sees what was shown, or is seen here.
-            self.reader.lock().promise(&mut wakes.borrow_mut());
+            self.each(|core| core.reader.lock().promise(&mut wakes.borrow_mut()));
         });
         wakes.into_inner().wake();
         answer
@@ -280,6 +310,14 @@ impl Core {
     }
 
     pub(crate) fn sync_round(&self) -> Result<(), SyncError> {
+        self.sync_segments()?;
+        if !self.journal.has_readers() {
+            return Ok(());
+        }
+        self.journal.sync_readers().map_err(|error| self.sync_error(Arc::new(error)))
+    }
+
+    fn sync_segments(&self) -> Result<(), SyncError> {
         // In this order: a sync that begins in between has nothing of the caller's to cover.
         if !self.journal.is_unsynced() && !self.journal.commit.is_asking() {
             return match self.journal.commit.failure() {
@@ -322,7 +360,8 @@ impl Core {
     }
 
     pub(crate) fn ring_free(&self) {
-        self.shared.upkeep.ring(Chore::Free(self.me.clone()));
+        let home = self.fanout.home.as_ref().unwrap_or(&self.me);
+        self.shared.upkeep.ring(Chore::Free(home.clone()));
     }
 
     /// Asks for a sync by the upkeep thread, for those who do not wait for one.
@@ -344,7 +383,7 @@ impl Core {
     #[cold]
     pub(super) fn announce(&self) {
         let mut wakes = Wakes::default();
-        self.reader.lock().promise(&mut wakes);
+        self.each(|core| core.reader.lock().promise(&mut wakes));
         wakes.wake();
     }
 
@@ -377,7 +416,10 @@ impl Core {
 
     /// Frees spent segments; `true`: one was still held and should be looked at again.
     pub(crate) fn free_spent(&self) -> bool {
-        let above = {
+        if let Some(home) = &self.fanout.home {
+            return home.upgrade().is_some_and(|home| home.free_spent());
+        }
+        let mut above = {
             let mut reader = self.reader.lock();
             if reader.closed {
                 return false;
@@ -385,10 +427,15 @@ impl Core {
             reader.let_go();
             reader.reading()
         };
+        self.each_named(|named| {
+            let mut reader = named.reader.lock();
+            reader.let_go();
+            above = above.min(reader.reading());
+        });
         let left = self.free_round();
         self.journal.rest_unused(above, self.durability.load(Ordering::Relaxed) != OS);
         let mut wakes = Wakes::default();
-        self.reader.lock().room(&mut wakes);
+        self.each(|core| core.reader.lock().room(&mut wakes));
         wakes.wake();
         left.unwrap_or(false)
     }
@@ -461,14 +508,25 @@ impl Core {
     pub(crate) fn shut(&self, refund: bool) {
         let mut wakes = Wakes::default();
         let mut tail = self.journal.tail.lock();
+        if self.fanout.home.is_none() {
+            tail.closed = true;
+            self.each(|core| core.end(refund, &mut wakes));
+        } else {
+            self.end(refund, &mut wakes);
+        }
+        drop(tail);
+        wakes.wake();
+    }
+
+    /// Under the tail lock.
+    fn end(&self, refund: bool, wakes: &mut Wakes) {
         let mut reader = self.reader.lock();
         if reader.closed {
             return;
         }
-        tail.closed = true;
         reader.closed = true;
-        reader.line.end(&mut wakes);
-        reader.space.end(&mut wakes);
+        reader.line.end(wakes);
+        reader.space.end(wakes);
         if refund {
             for held in reader.open.values() {
                 if let Some(segment) = &held.segment {
@@ -480,9 +538,6 @@ impl Core {
         reader.open.clear();
         reader.leases.clear();
         reader.let_go();
-        drop(reader);
-        drop(tail);
-        wakes.wake();
     }
 
     /// Leaves the journal in good order: all durable, sealed.
@@ -491,7 +546,8 @@ impl Core {
             return Ok(());
         }
         self.journal.await_takers();
-        let untouched = !self.journal.is_unsynced() && self.journal.is_untouched();
+        let is_unsynced = self.journal.is_unsynced() || self.journal.has_dirty_readers();
+        let untouched = !is_unsynced && self.journal.is_untouched();
         if untouched {
             self.journal.disarm();
             return Ok(());
@@ -516,7 +572,7 @@ impl Core {
             items,
             bytes: reader.bytes(),
             total_items: front.appended() - self.before_id,
-            put_bytes: front.intake().payload_bytes,
+            put_bytes: front.intake().payload_bytes - self.before_bytes,
             get_hits: counts.get_hits,
             get_misses: counts.get_misses,
             mem_items,
@@ -547,6 +603,9 @@ impl Core {
             damaged_items: counts.damaged,
             leases_ended: counts.leases_ended,
             dead_lettered: counts.dead_lettered,
+            lag: reader.lag(),
+            readers: self.fanout.count(),
+            unread_items: self.fanout.unread(),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::journal::Moved;
 use crate::journal::lane::Lane;
 use crate::journal::letters;
 use crate::journal::moves::Running;
-use crate::journal::segment::Segment;
+use crate::journal::readers::View;
 use crate::options::{Durability, PutOptions};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
@@ -85,7 +85,7 @@ impl Core {
             Ok(Put { id: new_id, running, panicked }) => {
                 if !self.mark_moved(id, serial, old.as_ref()) {
                     // The new item alone tells of it: it must stay to be found.
-                    into.keep_all();
+                    into.home().keep_all();
                     self.shared.unmarked.store(true, Ordering::Release);
                 }
                 // Only now: what the new item vouches for must be marked before its segment may be freed.
@@ -123,17 +123,17 @@ impl Core {
             // A mark that could not be stored is found by the old note alone; and no promise is too weak to be kept here: what
             // the note no longer covers comes twice after a power cut.
             let settle = || !self.shared.unmarked.load(Ordering::Acquire) && self.sync_round().is_ok();
-            let begun = self.shared.moves.begin(&self.name, &into.name, into.journal.appended() + 1, settle);
+            let home = into.home();
+            let begun = self.shared.moves.begin(&self.name, &home.name, into.journal.appended() + 1, settle);
             let begun = begun.map_err(|source| MoveFault::Io { queue: self.name.clone(), source: Arc::new(source) })?;
             // Only now that the move counts as running: who pays before that takes the debt for paid, and the mark is still to
             // come.
-            into.owe(self);
+            home.owe(self);
             Some(begun.ok_or(MoveFault::Closed)?)
         } else {
             None
         };
-        let moved =
-            Moved { origin: (self.journal.queue_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
+        let moved = Moved { origin: (self.origin_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
         let new = New { payloads: &[successor.payload], moved: Some(moved), note_len: successor.note_len };
         let mut ids = Vec::new();
         let put = catch_unwind(AssertUnwindSafe(|| into.put(new, &options, room, false, &mut ids)));
@@ -156,7 +156,7 @@ impl Core {
 
     /// The old item is done. Should the mark fail, this process has done with it all the same, and the next one finds the new.
     /// Whatever became of the queue meanwhile: a set that closes waits for this.
-    fn mark_moved(&self, id: u64, serial: u64, old: Option<&(Arc<Segment>, Place)>) -> bool {
+    fn mark_moved(&self, id: u64, serial: u64, old: Option<&(View, Place)>) -> bool {
         let _held = self.reader.lock().release(id, serial);
         old.is_none_or(|(segment, place)| self.finish(segment, place).is_ok())
     }
@@ -227,7 +227,7 @@ impl Core {
                 let mut reader = self.reader.lock();
                 let most = reader.max_attempts;
                 let held = reader.open.get(&id).filter(|held| held.serial == serial);
-                let held = held.and_then(|held| Some((held.starts, Arc::clone(held.segment.as_ref()?), held.place)));
+                let held = held.and_then(|held| Some((held.starts, held.segment.clone()?, held.place)));
                 let held = held.filter(|(starts, ..)| *starts >= most);
                 if held.is_none() {
                     // Cleared or moved meanwhile, or new options let it be tried again.
@@ -281,11 +281,11 @@ impl Core {
         let cleared = self.journal.cleared();
         let mut marked = 0u64;
         self.journal.walk(lowest, |segment, id, offset, frame| {
-            if !ids.contains(&id) || id <= cleared || segment.lane(frame.ordinal)? == Some(Lane::Done) {
+            if !ids.contains(&id) || id <= cleared || self.lane(segment, frame.ordinal)? == Some(Lane::Done) {
                 return Ok(());
             }
             let mut reader = self.reader.lock();
-            reader.spent |= segment.mark_done(frame.ordinal)?;
+            reader.spent |= self.mark_done(segment, frame.ordinal)?;
             reader.forget(&segment.place(offset, frame));
             marked += 1;
             Ok(())

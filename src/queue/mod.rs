@@ -2,6 +2,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod core;
+pub(crate) mod fanout;
 pub(crate) mod futures;
 pub(crate) mod handoff;
 pub(crate) mod open_item;
@@ -15,10 +16,10 @@ use std::time::{Duration, Instant};
 use self::core::{Core, Patience};
 use self::put::{New, Room};
 use self::take::{Mode, Took};
-use crate::error::{CloseError, Error, GetError, OptionsError, PutError, SyncError};
+use crate::error::{CloseError, Error, GetError, OpenError, OptionsError, PutError, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
-use crate::options::{PutOptions, QueueOptions};
+use crate::options::{PutOptions, QueueOptions, ReaderOptions};
 use crate::set::QueueSet;
 use crate::stats::{QueueStats, RecoveryReport};
 use crate::typed::{Codec, TypedQueue};
@@ -101,6 +102,9 @@ impl Queue {
         options.check_for(self.name())?;
         if options.journal != self.core.has_journal() {
             return Err(OptionsError::Journal { queue: self.name().to_owned(), items: self.len() });
+        }
+        if self.core.fanout.home.is_some() {
+            return self.core.set_own_options(options);
         }
         let stored = self.core.journal.update_meta(|meta| meta.options = options.to_bytes());
         stored.map_err(|source| match self.core.reader.lock().closed {
@@ -497,6 +501,106 @@ impl Queue {
     /// What opening this queue found.
     pub fn recovery(&self) -> RecoveryReport {
         self.core.report.lock().clone()
+    }
+
+    /// The reader of this name, created if there is none: a queue over the same items with a state of its own, also found as
+    /// `queue+reader` in the set.
+    ///
+    /// A reader gets every item that is put after its creation, in order, once, whatever becomes of the item in the queue itself
+    /// or with other readers; items are stored once for all of them. Its handle is used as any queue's: opens, closes, leases,
+    /// attempts, expiry, [`pause`](Queue::pause), [`stats`](Queue::stats) and the line of those who wait are its own, and
+    /// [`clear`](Queue::clear) clears it alone. A segment's space comes back when the queue and all readers are done with it:
+    /// a slow reader never stops the others, its [`lag`](crate::QueueStats::lag) grows.
+    ///
+    /// A put to the reader goes to it alone. Its options are the queue's, but for those set by
+    /// [`set_options`](Queue::set_options) or [`reader_with`](Queue::reader_with). A limit with
+    /// [`DropOldest`](crate::WhenFull::DropOldest) drops the reader's own oldest; with another policy it holds for puts to the
+    /// reader alone, since a reader stops no put to the queue.
+    ///
+    /// # Durability
+    /// When this returns, the reader survives a power cut; after a crash during the call it is there or not. Blocks for the
+    /// device where it is created.
+    ///
+    /// # Errors
+    /// [`OpenError::InvalidName`] if the name does not have 1 to 200 bytes without NUL, or this is a reader itself;
+    /// [`OpenError::NoSpace`], [`OpenError::Io`] if it could not be stored: it is not there then; [`OpenError::ReadOnly`],
+    /// [`OpenError::Closed`], [`OpenError::Forked`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let orders = set.queue("orders")?;
+    /// let audit = orders.reader("audit")?;
+    /// orders.put("17 apples")?;
+    /// assert_eq!(orders.get()?.data(), b"17 apples");
+    /// assert_eq!(audit.stats().lag, 1);
+    /// assert_eq!(set.queue("orders+audit")?.get()?.data(), b"17 apples");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "fanout")]
+    #[doc(alias = "subscribe")]
+    pub fn reader(&self, name: &str) -> Result<Queue, OpenError> {
+        self.reader_with(name, &ReaderOptions::new())
+    }
+
+    /// As [`reader`](Queue::reader), with options that apply if it is created: where it starts, and what differs from the
+    /// queue's options. A reader that is there stays as it is.
+    ///
+    /// # Errors
+    /// As `reader`, and [`OpenError::Options`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use kestrel_core::ReaderOptions;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let orders = set.queue("orders")?;
+    /// orders.put("17 apples")?;
+    /// let late = orders.reader_with("late", &ReaderOptions::new().from_oldest(true))?;
+    /// assert_eq!((orders.len(), late.len()), (1, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reader_with(&self, name: &str, options: &ReaderOptions) -> Result<Queue, OpenError> {
+        let core = self.core.named_or_new(name, options)?;
+        Ok(Queue { core, _set: self._set.clone() })
+    }
+
+    /// The reader of this name if there is one.
+    pub fn get_reader(&self, name: &str) -> Option<Queue> {
+        Some(Queue { core: self.core.named(name)?, _set: self._set.clone() })
+    }
+
+    /// The names of this queue's readers, sorted, without the queue's own name before them.
+    pub fn readers(&self) -> Vec<String> {
+        self.core.names()
+    }
+
+    /// Removes a reader with its state; `false` if there was none. The queue and its other readers are not touched.
+    ///
+    /// Who waits on it gets `Closed`, and so does every later use of its handles. Space that it alone held comes back. After a
+    /// crash during the call it is there or not. A new reader of the same name starts anew.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that could not be stored: then the next open tells whether it is there. [`Error::ReadOnly`],
+    /// [`Error::Closed`], [`Error::Forked`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let orders = set.queue("orders")?;
+    /// orders.reader("audit")?;
+    /// assert!(orders.delete_reader("audit")?);
+    /// assert!(orders.readers().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn delete_reader(&self, name: &str) -> Result<bool, Error> {
+        self.may_change()?;
+        self.core.delete_named(name)
     }
 
     /// Closes the open item that a token names. `false`: it was ended before, or never was.

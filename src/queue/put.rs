@@ -10,6 +10,7 @@ use crate::journal::{AppendError, Moved, NewItem};
 use crate::options::{Durability, Expiry, PutOptions, QueueOptions, WhenFull};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience, SYNC};
+use crate::queue::fanout::NAMED_READERS;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Finds, Reader};
 use crate::sync::Ordering;
@@ -175,23 +176,24 @@ impl Core {
     /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free, or all are gone.
     /// `false`: there was none to drop.
     fn make_disk_room(&self) -> bool {
-        if self.limits.read().when_full != WhenFull::DropOldest {
+        // One who keeps everything keeps it for all: no room would come of what others drop.
+        let mut keeps = self.limits.read().when_full != WhenFull::DropOldest;
+        let (mut dropped, mut spent) = (false, false);
+        self.each(|core| keeps |= core.limits.read().when_full != WhenFull::DropOldest && !core.fanout.is_passed());
+        if keeps {
             return false;
         }
-        let mut dropped = false;
-        let spent = {
-            let mut reader = self.reader.lock();
-            if reader.closed {
-                return false;
-            }
-            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {
+        self.each(|core| {
+            let mut reader = core.reader.lock();
+            while !reader.closed && !reader.spent && matches!(reader.drop_oldest(&core.journal, core.rules()), Ok(true))
+            {
                 dropped = true;
             }
             let finds = reader.finds();
             drop(reader);
-            self.ring_for(Finds { spent: false, ..finds });
-            finds.spent
-        };
+            core.ring_for(Finds { spent: false, ..finds });
+            spent |= finds.spent;
+        });
         if spent {
             let listed = self.journal.spent();
             self.free_spent();
@@ -201,6 +203,29 @@ impl Core {
             }
         }
         spent || dropped
+    }
+
+    /// Readers that drop their oldest make room for an item that all get. The others take it whatever their limits say: a
+    /// reader stops no put but one to itself. Under the tail lock.
+    #[cold]
+    fn make_way(&self, items: u64, bytes: u64) {
+        self.each_named(|core| {
+            let limits = *core.limits.read();
+            if !limits.bounded || limits.when_full != WhenFull::DropOldest {
+                return;
+            }
+            let rules = core.rules();
+            let mut reader = core.reader.lock();
+            if limits.broken(&reader, items, bytes).is_some() {
+                let _ = reader.sweep(&core.journal, rules, u64::MAX);
+            }
+            while limits.broken(&reader, items, bytes).is_some()
+                && matches!(reader.drop_oldest(&core.journal, rules), Ok(true))
+            {}
+            let finds = reader.finds();
+            drop(reader);
+            core.ring_for(finds);
+        });
     }
 
     fn broken(&self, new: New<'_>) -> Limit {
@@ -238,9 +263,10 @@ impl Core {
                 return Err(PutError::TooLarge { len, max: limits.max_item_size.into() });
             }
         }
-        if tail.closed {
+        if tail.closed || self.fanout.home.is_some() && self.reader.lock().closed {
             return Err(PutError::Closed);
         }
+        let only = self.fanout.only();
         let full = |limit| PutError::Full { queue: self.name.clone(), limit };
         if let Some(source) = self.journal.commit.failure() {
             return Err(PutError::Failed { queue: self.name.clone(), source });
@@ -297,9 +323,20 @@ impl Core {
             self.ring_for(finds);
         }
 
+        if self.fanout.has_named() {
+            self.make_way(payloads.len() as u64, new.bytes());
+        } else if only == Some(NAMED_READERS) {
+            let id = self.fanout.leave_unread(payloads.len() as u64);
+            ids.extend(payloads.iter().map(|_| id));
+            return Ok(Some(id));
+        }
+        // Held over the append, so that nobody counts what is not for him.
+        let others = only.map_or_else(Vec::new, |only| self.not_addressed(only));
+        let mut aside: Vec<_> = others.iter().map(|core| core.reader.lock()).collect();
+
         let put_ms = self.shared.clock.now_ms();
         let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
-        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags, moved };
+        let item = |payload| NewItem { payload, expiry_ms, user_flags: options.flags, moved, only };
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let before = tail.next_id - 1;
         let last = if let [payload] = payloads {
@@ -315,11 +352,23 @@ impl Core {
             ids.extend((before + 1..=last).map(ItemId));
             last
         };
+        for (core, reader) in others.iter().zip(&mut aside) {
+            for (id, payload) in (before + 1..).zip(payloads) {
+                reader.put_aside(id, payload.len() as u64);
+            }
+            let count = u32::try_from(payloads.len()).unwrap_or(u32::MAX);
+            // A mark that cannot be stored is stored when the reader meets the item, which says for whom it is.
+            let _ = match &core.fanout.lanes {
+                None => self.journal.pass_own(&tail, count),
+                Some(lanes) => self.journal.pass_named(&tail, count, lanes),
+            };
+        }
         let front = &self.journal.front;
         let is_shown = !hide && front.show_next(before, last);
         let is_awaited = is_shown && front.has_waiting();
         let arm = self.journal.wants_spare(&mut tail);
         let spent = std::mem::take(&mut tail.spent);
+        drop(aside);
         drop(tail);
         if is_awaited {
             self.announce();

@@ -26,7 +26,8 @@ use crate::ids::{Cursor, NEVER_MS, Place};
 use crate::journal::Journal;
 use crate::journal::front::{Front, Intake};
 use crate::journal::lane::Lane;
-use crate::journal::segment::{FRAMES_AT, Segment};
+use crate::journal::readers::{ReaderLanes, View};
+use crate::journal::segment::FRAMES_AT;
 use leases::{ENDLESS, Leases};
 use waiters::{Line, Wakes};
 
@@ -41,7 +42,7 @@ const REFILL_STEP: usize = 64;
 pub(crate) struct Held {
     pub(crate) place: Place,
     /// `None` once the queue was cleared: there is nothing left to mark.
-    pub(crate) segment: Option<Arc<Segment>>,
+    pub(crate) segment: Option<View>,
     pub(crate) starts: u32,
     pub(crate) since_ms: u64,
     /// Tells this opening of the item from others.
@@ -110,6 +111,8 @@ struct Began {
 #[derive(Debug)]
 pub(crate) struct Reader {
     front: Arc<Front>,
+    /// `None`: the queue's own reader.
+    lanes: Option<Arc<ReaderLanes>>,
     ring: VecDeque<Place>,
     ring_bytes: u64,
     /// Ring places with an expiry of their own, and the earliest of these (never later than the truth).
@@ -128,10 +131,12 @@ pub(crate) struct Reader {
     /// Items that came and wait no more, and their payload bytes.
     gone_items: u64,
     gone_bytes: u64,
+    /// Items that came, are none of its, and may be hidden yet; not among those gone. Their bytes are.
+    aside: VecDeque<u64>,
     /// Items with an expiry that the cursor has passed, of those that came since.
     passed_expiring: u64,
     /// The segment that was read last.
-    current: Option<Arc<Segment>>,
+    current: Option<View>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
     next_serial: u64,
     /// A segment became spent since this was last looked at.
@@ -156,7 +161,7 @@ pub(crate) struct Reader {
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) place: Place,
-    pub(crate) segment: Arc<Segment>,
+    pub(crate) segment: View,
 }
 
 /// Why no item could be taken, though one waits.
@@ -193,12 +198,28 @@ impl<'a> Rules<'a> {
 impl Reader {
     /// `first`: the first waiting item that recovery found; `newest`: the number of the newest segment.
     pub(crate) fn new(front: Arc<Front>, first: Option<Cursor>, newest: u64, items: u64, bytes: u64) -> Reader {
+        Self::beginning(front, None, first, Cursor::behind(newest), items, bytes)
+    }
+
+    /// A reader with lanes of its own, or the queue's. `first`: at or before the first waiting item; `end`: behind all of them.
+    /// For one that begins beside others, the tail's holder knows these.
+    pub(crate) fn beginning(
+        front: Arc<Front>,
+        lanes: Option<Arc<ReaderLanes>>,
+        first: Option<Cursor>,
+        end: Cursor,
+        items: u64,
+        bytes: u64,
+    ) -> Reader {
         let last_id = front.appended();
         let (cursor, read_id) = match first {
             Some(cursor) => (cursor, 0),
-            None => (Cursor::behind(newest), last_id),
+            None => (end, last_id),
         };
+        let (shown_id, intake) = (front.visible(), front.intake());
         Reader {
+            lanes,
+            aside: VecDeque::new(),
             line: Line::known_to(Arc::clone(&front)),
             front,
             ring: VecDeque::new(),
@@ -208,9 +229,9 @@ impl Reader {
             aborted: BTreeMap::new(),
             cursor,
             read_id,
-            shown_id: last_id,
+            shown_id,
             cleared_id: 0,
-            began: Began { id: last_id, items, bytes, intake: Intake::default() },
+            began: Began { id: last_id, items, bytes, intake },
             gone_items: 0,
             gone_bytes: 0,
             passed_expiring: 0,
@@ -233,7 +254,8 @@ impl Reader {
 
     /// Items that wait, hidden ones too.
     pub(crate) fn items(&self) -> u64 {
-        (self.began.items + (self.front.appended() - self.began.id)).saturating_sub(self.gone_items)
+        let gone = self.gone_items + self.aside.len() as u64;
+        (self.began.items + (self.front.appended() - self.began.id)).saturating_sub(gone)
     }
 
     /// Their payload bytes.
@@ -249,7 +271,10 @@ impl Reader {
 
     /// Items that may be delivered. Ids of one process are consecutive.
     fn visible(&self) -> u64 {
-        (self.began.items + (self.visible_id() - self.began.id)).saturating_sub(self.gone_items)
+        let visible_id = self.visible_id();
+        let aside = self.aside.iter().take_while(|id| **id <= visible_id).count() as u64;
+        // One that begins while items are hidden counts them as there.
+        (self.began.items + visible_id).saturating_sub(self.began.id + self.gone_items + aside)
     }
 
     fn has_room(&self, payload_len: u32) -> bool {
@@ -297,6 +322,11 @@ impl Reader {
         }
     }
 
+    /// Items that came and that it is not done with.
+    pub(crate) fn lag(&self) -> u64 {
+        self.items() + self.open.values().filter(|held| held.segment.is_some()).count() as u64
+    }
+
     /// Whether someone without a promise may take.
     pub(crate) fn has_unpromised(&self) -> bool {
         let promised = self.line.promised();
@@ -304,13 +334,13 @@ impl Reader {
         !self.paused && (self.ring.len() as u64 > promised || self.visible() > promised)
     }
 
-    fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<Arc<Segment>>> {
+    fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<View>> {
         if let Some(current) = &self.current
             && current.number == number
         {
-            return Ok(Some(Arc::clone(current)));
+            return Ok(Some(current.clone()));
         }
-        self.current = journal.segment(number)?;
+        self.current = journal.segment(number)?.map(|segment| View::new(segment, self.lanes.as_ref()));
         Ok(self.current.clone())
     }
 
@@ -398,11 +428,27 @@ impl Reader {
     }
 
     /// Marks an item done that nobody is given. A set opened for looking only changes no file for it.
-    fn pass_over(&mut self, journal: &Journal, segment: &Segment, ordinal: u32) -> io::Result<()> {
+    fn pass_over(&mut self, journal: &Journal, segment: &View, ordinal: u32) -> io::Result<()> {
         if !journal.context.read_only {
             self.spent |= segment.mark_done(ordinal)?;
         }
         Ok(())
+    }
+
+    /// Whether a frame that is not for all is for this reader.
+    fn is_addressed(&self, only: u64) -> bool {
+        self.lanes.as_ref().is_some_and(|lanes| only == frame::NAMED_READERS || only == lanes.id)
+    }
+
+    /// The item that was just appended is none of its; under the tail lock.
+    pub(crate) fn put_aside(&mut self, id: u64, payload_len: u64) {
+        let visible_id = self.visible_id();
+        while self.aside.front().is_some_and(|first| *first <= visible_id) {
+            self.aside.pop_front();
+            self.gone_items += 1;
+        }
+        self.aside.push_back(id);
+        self.gone_bytes += payload_len;
     }
 
     /// The item no longer waits.
@@ -500,15 +546,16 @@ impl Reader {
         rules: Rules<'_>,
         until: u64,
         expired: Expired,
-        current: &mut Option<Arc<Segment>>,
+        current: &mut Option<View>,
     ) -> Result<bool, TakeError> {
         let at = self.cursor;
         let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
         if at.is_behind() || current.as_ref().is_none_or(|current| current.number != at.segment) {
-            *current = if at.is_behind() { None } else { journal.segment(at.segment).map_err(io)? };
+            let found = if at.is_behind() { None } else { journal.segment(at.segment).map_err(io)? };
+            *current = found.map(|segment| View::new(segment, self.lanes.as_ref()));
         }
         let segment = match current {
-            Some(segment) if at.offset < segment.end() => &**segment,
+            Some(segment) if at.offset < segment.end() => &*segment,
             // The frames end before the items do.
             Some(segment) if segment.is_sealed() && at.ordinal < segment.count() => {
                 return self.read_over_damage(journal, segment, at.offset, rules);
@@ -522,7 +569,7 @@ impl Reader {
             _ => match journal.segment_after(at.segment).map_err(io)? {
                 Some(next) => {
                     self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
-                    *current = Some(next);
+                    *current = Some(View::new(next, self.lanes.as_ref()));
                     return Ok(true);
                 }
                 None => {
@@ -554,6 +601,15 @@ impl Reader {
             self.pass(id, has_expiry, next);
             return Ok(true);
         }
+        if frame.only.is_some_and(|only| !self.is_addressed(only)) {
+            // It was marked when it was put, and a crash has taken the mark. Counted off then, if that was in this process.
+            self.pass_over(journal, segment, at.ordinal).map_err(io)?;
+            if id <= self.began.id {
+                self.gone(&segment.place(at.offset, &frame));
+            }
+            self.pass(id, has_expiry, next);
+            return Ok(true);
+        }
         if !self.has_room(frame.payload_len) {
             return Ok(false);
         }
@@ -573,7 +629,7 @@ impl Reader {
     fn read_over_damage(
         &mut self,
         journal: &Journal,
-        segment: &Segment,
+        segment: &View,
         end: u32,
         rules: Rules<'_>,
     ) -> Result<bool, TakeError> {
@@ -734,7 +790,7 @@ impl Reader {
     pub(crate) fn hold(&mut self, taken: &Taken, starts: u32, since_ms: u64) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let segment = Some(Arc::clone(&taken.segment));
+        let segment = Some(taken.segment.clone());
         let held = Held { place: taken.place, segment, starts, since_ms, serial, due_ms: ENDLESS };
         self.open.insert(taken.place.id, held);
         serial
@@ -806,18 +862,21 @@ impl Reader {
         self.gone(place);
     }
 
-    /// Everything that came so far is gone; returns how many waited. The tail's holder has sealed `newest`.
-    pub(crate) fn clear(&mut self, newest: u64) -> u64 {
+    /// Everything that came so far is gone; returns how many waited. The tail's holder says where that `end`s.
+    pub(crate) fn clear(&mut self, end: Cursor) -> u64 {
         let cleared = self.items();
         self.ring.clear();
         self.aborted.clear();
         (self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, NEVER_MS);
         let last_id = self.front.appended();
-        self.front.show(last_id);
+        if self.lanes.is_none() {
+            self.front.show(last_id);
+        }
+        self.aside.clear();
         self.began = Began { id: last_id, items: 0, bytes: 0, intake: self.front.intake() };
         (self.gone_items, self.gone_bytes, self.passed_expiring) = (0, 0, 0);
         (self.read_id, self.shown_id, self.cleared_id) = (last_id, last_id, last_id);
-        self.cursor = Cursor::behind(newest);
+        self.cursor = end;
         self.current = None;
         for held in self.open.values_mut() {
             held.segment = None;

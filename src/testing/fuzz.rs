@@ -147,6 +147,7 @@ pub fn segment(data: &[u8]) {
                     starts_before: 0,
                     origin: None,
                     noted: false,
+                    only: None,
                 };
                 let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
                 let len = frame::encode(&frame, header.salt, end, &mut head);

@@ -3,6 +3,7 @@
 
 mod common;
 mod damage;
+mod fanout;
 mod futures;
 mod moves;
 mod order;

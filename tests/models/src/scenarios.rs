@@ -275,6 +275,7 @@ fn write_frame(segment: &Segment, ordinal: u32) {
         starts_before: 0,
         origin: None,
         noted: false,
+        only: None,
     };
     assert_eq!(frame.total_len(), FRAME_LEN);
     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
