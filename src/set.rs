@@ -4,7 +4,7 @@
 //! <dir>/lock                     held while the set is open; the holder's process id
 //! <dir>/set                      set id, and the highest id of any deleted queue
 //! <dir>/moves                    which queues items move between, while that is not settled
-//! <dir>/queues/<encoded name>/   meta, <number>.new, <number>.seg
+//! <dir>/queues/<encoded name>/   meta, <number>.new, <number>.seg, <id>.reader, <id>.<number>.lanes
 //! <dir>/pool/<number>.spare      segments for re-use
 //! <dir>/trash/                   deleted queues on their way out
 //! ```
@@ -374,9 +374,10 @@ impl QueueSet {
         Queue { core, _set: self.clone() }
     }
 
-    /// The queue of this name, created if there is none.
+    /// The queue of this name, created if there is none; with a `+` in the name, the queue's [reader](Queue::reader), in the same
+    /// way: `a+b+c` is the reader `b+c` of the queue `a`.
     ///
-    /// Names have 1 to 200 bytes of UTF-8 without NUL and `+`. The first use of a queue recovers it, which takes time only
+    /// Names of queues have 1 to 200 bytes of UTF-8 without NUL and `+`, those of readers without NUL. The first use of a queue recovers it, which takes time only
     /// for what was not closed in good order.
     ///
     /// # Errors
@@ -411,12 +412,13 @@ impl QueueSet {
         Ok(self.load(name, Want::Existing)?.map(|core| self.handle(core)))
     }
 
-    /// The names of all queues, sorted.
+    /// The names of all queues, sorted; [`Queue::readers`] names the readers of one.
     pub fn names(&self) -> Vec<String> {
         self.inner.registry.lock().keys().cloned().collect()
     }
 
-    /// Removes a queue with all its items and files; `false` if there was none.
+    /// Removes a queue with all its items, readers and files; `false` if there was none. `queue+reader` removes that reader alone:
+    /// see [`Queue::delete_reader`].
     ///
     /// Who waits for an item of it gets `Closed` at once, and so does every later use of an old handle. Items of it that are
     /// open stay with their consumers as values. A new queue of the same name starts empty, with ids above all earlier ones.

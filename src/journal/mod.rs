@@ -498,6 +498,7 @@ impl Journal {
             payload_bytes: tail.payload_bytes,
             last_ms: tail.last_ms,
             intake: tail.intake,
+            addressed: 0,
         })
     }
 
@@ -520,6 +521,9 @@ impl Journal {
         tail.last_ms = write.last_ms;
         tail.intake = write.intake;
         tail.proven = false;
+        if write.addressed > 0 {
+            segment.count_done(write.addressed);
+        }
         self.front.advance(write.next_id - 1, write.intake);
     }
 
@@ -839,25 +843,36 @@ impl Journal {
             table.iter().filter(|(_, entry)| entry.ids_end() > first).map(|(number, _)| *number).collect()
         };
         for number in numbers {
-            self.with_segment(number, |segment| {
-                let (mut offset, end) = (FRAMES_AT, segment.end());
-                while offset < end {
-                    let Some(frame) = segment.frame_at(offset, end)? else {
-                        offset += frame::ALIGN;
-                        continue;
-                    };
-                    if frame.kind.is_item() {
-                        let id = frame.id.unwrap_or(segment.first_id + u64::from(frame.ordinal));
-                        if id >= first {
-                            show(segment, id, offset, &frame)?;
-                        }
-                    }
-                    offset += frame.total_len();
-                }
-                Ok(())
+            self.walk_segment(number, |segment, id, offset, frame| match id >= first {
+                true => show(segment, id, offset, frame),
+                false => Ok(()),
             })?;
         }
         Ok(())
+    }
+
+    /// The same for one segment.
+    fn walk_segment(
+        &self,
+        number: u64,
+        mut show: impl FnMut(&Segment, u64, u32, &Frame) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let walked = self.with_segment(number, |segment| {
+            let (mut offset, end) = (FRAMES_AT, segment.end());
+            while offset < end {
+                let Some(frame) = segment.frame_at(offset, end)? else {
+                    offset += frame::ALIGN;
+                    continue;
+                };
+                if frame.kind.is_item() {
+                    let id = frame.id.unwrap_or(segment.first_id + u64::from(frame.ordinal));
+                    show(segment, id, offset, &frame)?;
+                }
+                offset += frame.total_len();
+            }
+            Ok(())
+        });
+        walked.map(|_| ())
     }
 
     /// Closes sealed segments above `above` that nobody uses, so that a long backlog holds neither maps nor descriptors.
@@ -1293,6 +1308,8 @@ struct Write {
     payload_bytes: u64,
     last_ms: u64,
     intake: Intake,
+    /// Items that are done for the queue's own reader from the start.
+    addressed: u32,
 }
 
 /// Writes the next frame behind what was written.
@@ -1329,6 +1346,10 @@ fn write_item(
         if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
             segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
         }
+        if item.only.is_some() {
+            // None of the queue's own, and before there is a frame: a process that dies in between leaves nothing to be met.
+            segment.mark_lost(write.ordinal)?;
+        }
         segment.write_frame(write.end, &head[..head_len], item.payload)
     })();
     stored.map_err(|error| match crate::disk::is_no_space(&error) {
@@ -1342,6 +1363,7 @@ fn write_item(
     write.last_ms = write.last_ms.max(segment.base_ms + u64::from(time_delta));
     write.intake.payload_bytes += u64::from(frame.payload_len);
     write.intake.expiring += u64::from(item.expiry_ms != NEVER_MS);
+    write.addressed += u32::from(item.only.is_some());
     Ok(())
 }
 

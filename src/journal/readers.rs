@@ -23,12 +23,12 @@ use std::sync::Arc;
 use super::commit::Commit;
 use super::lane::Lane;
 use super::segment::{FRAMES_AT, Segment};
-use super::{Context, Entry, Journal, SlotFile, Tail, write_new_file};
+use super::{Context, Entry, Journal, NAMED_READERS, SlotFile, Tail, write_new_file};
 use crate::disk::{self, Disk, EntryKind, File, Map};
 use crate::error::OpenError;
 use crate::format::meta::FILE_LEN;
 use crate::format::reader::{self, LANES_AT, LANES_HEAD, LANES_LEN, LanesHead, RANGE_IDS, ReaderMeta};
-use crate::format::{Fault, VERSION, frame};
+use crate::format::{Fault, VERSION};
 use crate::ids::Cursor;
 use crate::planted::{self, Bug};
 use crate::sync::Mutex;
@@ -240,11 +240,17 @@ impl ReaderLanes {
         Ok(segment.is_sealed() && done >= segment.count().into())
     }
 
+    /// Whether it may have marked any of these ids.
+    fn has_marks(&self, first_id: u64, end: u64) -> bool {
+        let ranges = first_id / RANGE_IDS..=(end - 1) / RANGE_IDS;
+        self.state.lock().ranges.range(ranges).next().is_some()
+    }
+
     /// Whether it needs nothing of a sealed segment any more.
     fn is_done_with(&self, number: u64, first_id: u64, ids_end: u64) -> bool {
         let state = self.state.lock();
-        ids_end <= state.meta.start_id.saturating_add(1)
-            || state.segments.get(&number).is_some_and(|progress| progress.done >= ids_end - first_id)
+        let before = || (state.meta.start_id + 1).saturating_sub(first_id);
+        state.segments.get(&number).map_or_else(before, |progress| progress.done) >= ids_end - first_id
     }
 
     /// Items up to `id` are none of its from now on; durable when this returns. The tail's holder says what `id` is, and
@@ -694,12 +700,6 @@ impl Journal {
         self.readers().iter().map(|reader| reader.sync(&self.commit)).fold(Ok(()), io::Result::and)
     }
 
-    /// The last `count` items of the tail are none of the queue's own.
-    pub(crate) fn pass_own(&self, tail: &Tail, count: u32) -> io::Result<()> {
-        let Some(segment) = &tail.segment else { return Ok(()) };
-        (tail.ordinal.saturating_sub(count)..tail.ordinal).try_for_each(|ordinal| segment.mark_done(ordinal).map(drop))
-    }
-
     /// The last `count` items of the tail are none of this reader's.
     pub(crate) fn pass_named(&self, tail: &Tail, count: u32, reader: &ReaderLanes) -> io::Result<()> {
         let Some(segment) = &tail.segment else { return Ok(()) };
@@ -715,82 +715,102 @@ impl Journal {
         }
     }
 
-    /// Counts what waits for a reader. Reads lanes, and the frame headers of those segments that it has begun with.
-    pub(crate) fn backlog(&self, tail: &Tail, reader: &Arc<ReaderLanes>) -> io::Result<Backlog> {
+    /// Counts what waits for a reader. Reads lanes, and the frame headers of those segments that it has begun with; if a process
+    /// has died, also those of the last one, where an item may be another's and its mark not have been made.
+    pub(crate) fn backlog(&self, tail: &Tail, reader: &Arc<ReaderLanes>, has_died: bool) -> io::Result<Backlog> {
         let mut backlog = Backlog::default();
         let start_id = reader.start_id();
         let entries: Vec<_> = {
             let table = self.table.lock();
+            let last = table.keys().next_back().copied();
             let entries = table.iter().filter(|(_, entry)| !entry.cleared);
             entries
                 .map(|(number, entry)| {
                     let is_tail = tail.segment.as_ref().is_some_and(|segment| segment.number == *number);
                     let extent = if is_tail { tail.extent() } else { entry.extent };
-                    (*number, entry.header.first_id, extent.count, extent.payload_bytes, entry.lost.clone())
+                    let must_look = has_died && last == Some(*number);
+                    (*number, entry.header.first_id, extent, entry.lost.clone(), must_look)
                 })
                 .collect()
         };
-        for (number, first_id, count, payload_bytes, lost) in entries {
-            let end = first_id + u64::from(count);
-            if count == 0 || end <= start_id + 1 {
+        for (number, first_id, extent, lost, must_look) in entries {
+            let end = first_id + u64::from(extent.count);
+            if extent.count == 0 || end <= start_id + 1 {
                 continue;
             }
-            let first = first_id.max(start_id + 1);
-            let is_lost = |id: u64| {
-                lost.iter().any(|lost| (id - first_id) as u32 >= lost.start && (id - first_id) < lost.end.into())
-            };
-            let mut waiting = BTreeSet::new();
-            {
-                let mut state = reader.state.lock();
-                for id in first..end {
-                    match state.lane(id)? {
-                        Some(Lane::Done) => continue,
-                        Some(Lane::InFlight { .. }) => backlog.held.push(id),
-                        _ => {}
+            let from_start = Cursor { segment: number, offset: FRAMES_AT, ordinal: 0 };
+            let is_whole = first_id > start_id && lost.is_empty() && !must_look;
+            if is_whole && !reader.has_marks(first_id, end) {
+                backlog.items += u64::from(extent.count);
+                backlog.bytes += extent.payload_bytes;
+                backlog.first.get_or_insert(from_start);
+                continue;
+            }
+            let mut waiting = self.waiting_ids(reader, first_id, end, &lost, &mut backlog.held)?;
+            if !waiting.is_empty() {
+                let (mut first, mut bytes, mut others) = (None, 0, Vec::new());
+                self.walk_segment(number, |segment, id, offset, frame| {
+                    if waiting.binary_search(&id).is_err() {
+                        return Ok(());
                     }
-                    if is_lost(id) && !self.context.read_only {
-                        // For good, or it would be counted again when the reader meets the damage.
+                    if frame.only.is_some_and(|only| only != NAMED_READERS && only != reader.id) {
+                        others.push(id);
+                        return Ok(());
+                    }
+                    bytes += u64::from(frame.payload_len);
+                    first.get_or_insert(Cursor { segment: segment.number, offset, ordinal: frame.ordinal });
+                    Ok(())
+                })?;
+                if !self.context.read_only {
+                    let mut state = reader.state.lock();
+                    for id in others {
                         state.store(reader, id, Lane::Done)?;
                         state.count_done(id);
-                    } else {
-                        waiting.insert(id);
+                        waiting.retain(|waits| *waits != id);
                     }
                 }
-            }
-            let items = waiting.len() as u64;
-            reader.state.lock().segments.insert(number, Progress { first_id, done: u64::from(count) - items });
-            if items == 0 {
-                continue;
-            }
-            backlog.items += items;
-            if items == u64::from(count) {
-                backlog.bytes += payload_bytes;
-                backlog.first.get_or_insert(Cursor { segment: number, offset: FRAMES_AT, ordinal: 0 });
-                continue;
-            }
-            let mut found = None;
-            let mut bytes = 0;
-            self.with_segment(number, |segment| {
-                let (mut offset, end) = (FRAMES_AT, segment.end());
-                while offset < end {
-                    let Some(frame) = segment.frame_at(offset, end)? else {
-                        offset += frame::ALIGN;
-                        continue;
-                    };
-                    let id = segment.first_id + u64::from(frame.ordinal);
-                    if frame.kind.is_item() && waiting.contains(&id) {
-                        bytes += u64::from(frame.payload_len);
-                        found.get_or_insert(Cursor { segment: number, offset, ordinal: frame.ordinal });
-                    }
-                    offset += frame.total_len();
+                backlog.items += waiting.len() as u64;
+                backlog.bytes += bytes;
+                if !waiting.is_empty() {
+                    backlog.first.get_or_insert(first.unwrap_or(from_start));
                 }
-                Ok(())
-            })?;
-            backlog.bytes += bytes;
-            let from_start = Cursor { segment: number, offset: FRAMES_AT, ordinal: 0 };
-            backlog.first.get_or_insert(found.unwrap_or(from_start));
+            }
+            let done = u64::from(extent.count) - waiting.len() as u64;
+            reader.state.lock().segments.insert(number, Progress { first_id, done });
         }
         Ok(backlog)
+    }
+
+    /// The ids of a segment that wait for a reader, lowest first.
+    fn waiting_ids(
+        &self,
+        reader: &ReaderLanes,
+        first_id: u64,
+        end: u64,
+        lost: &[std::ops::Range<u32>],
+        held: &mut Vec<u64>,
+    ) -> io::Result<Vec<u64>> {
+        let is_lost = |id: u64| {
+            let ordinal = id - first_id;
+            lost.iter().any(|lost| ordinal >= lost.start.into() && ordinal < lost.end.into())
+        };
+        let mut waiting = Vec::new();
+        let mut state = reader.state.lock();
+        for id in first_id.max(state.meta.start_id + 1)..end {
+            match state.lane(id)? {
+                Some(Lane::Done) => continue,
+                Some(Lane::InFlight { .. }) => held.push(id),
+                _ => {}
+            }
+            if is_lost(id) && !self.context.read_only {
+                // For good, or it would be counted again when the reader meets the damage.
+                state.store(reader, id, Lane::Done)?;
+                state.count_done(id);
+            } else {
+                waiting.push(id);
+            }
+        }
+        Ok(waiting)
     }
 
     /// What nobody holds any more waits, so that the open after the next one does not count it among what this process held.

@@ -560,6 +560,8 @@ impl Core {
     pub(crate) fn stats(&self) -> QueueStats {
         let (segments, log_size, unsynced_bytes) = self.journal.gauges();
         let now_ms = self.shared.clock.exact_ms();
+        // Before the reader's lock, which comes after that of the list.
+        let readers = self.fanout.count();
         let mut reader = self.reader.lock();
         if !reader.closed && !self.is_forked() && !self.shared.settling.load(Ordering::Acquire) {
             reader.look_ahead(&self.journal, self.rules());
@@ -604,7 +606,7 @@ impl Core {
             leases_ended: counts.leases_ended,
             dead_lettered: counts.dead_lettered,
             lag: reader.lag(),
-            readers: self.fanout.count(),
+            readers,
             unread_items: self.fanout.unread(),
         }
     }

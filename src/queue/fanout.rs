@@ -195,7 +195,7 @@ impl Core {
         let io = |source| OpenError::Io { path: self.journal.context.dir.clone().unwrap_or_default(), source };
         for lanes in self.journal.load_readers(is_clean)? {
             let tail = self.journal.tail.lock();
-            let backlog = self.journal.backlog(&tail, &lanes).map_err(io)?;
+            let backlog = self.journal.backlog(&tail, &lanes, !is_clean).map_err(io)?;
             self.journal.give_back(&lanes, &backlog.held);
             let (set, bytes) = lanes.own_options();
             let own = ReaderOptions::from_bytes(set, &bytes).ok_or_else(|| OpenError::Corrupt {
@@ -286,7 +286,7 @@ impl Core {
             let journal = &self.journal;
             let lanes =
                 journal.begin_reader(&tail, name, options.from_oldest, options.to_bytes(), create_ms).map_err(io)?;
-            let backlog = journal.backlog(&tail, &lanes);
+            let backlog = journal.backlog(&tail, &lanes, false);
             let backlog = backlog.inspect_err(|_| journal.drop_reader(&lanes)).map_err(io)?;
             let (front, end) = (Arc::clone(&journal.front), journal.end_of(&tail));
             let (items, bytes) = (backlog.items, backlog.bytes);

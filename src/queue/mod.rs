@@ -448,7 +448,8 @@ impl Queue {
         self.core.reader.lock().paused
     }
 
-    /// Removes every item put so far and returns how many waited. The time does not depend on their number.
+    /// Removes every item put so far and returns how many waited. The time does not depend on their number. What a queue forgets is
+    /// gone for its [readers](Queue::reader) too; clearing a reader clears it alone.
     ///
     /// Items that are open stay in their consumers' hands: closing them answers `Ok`, aborting them discards them. After a
     /// crash during the call either all or none of the items are gone; when it returns, they are gone durably.

@@ -357,11 +357,10 @@ impl Core {
                 reader.put_aside(id, payload.len() as u64);
             }
             let count = u32::try_from(payloads.len()).unwrap_or(u32::MAX);
-            // A mark that cannot be stored is stored when the reader meets the item, which says for whom it is.
-            let _ = match &core.fanout.lanes {
-                None => self.journal.pass_own(&tail, count),
-                Some(lanes) => self.journal.pass_named(&tail, count, lanes),
-            };
+            if let Some(lanes) = &core.fanout.lanes {
+                // A mark that cannot be stored is stored when the reader meets the item, which says for whom it is.
+                let _ = self.journal.pass_named(&tail, count, lanes);
+            }
         }
         let front = &self.journal.front;
         let is_shown = !hide && front.show_next(before, last);

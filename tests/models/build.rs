@@ -169,8 +169,8 @@ const BUGS: &[Bug] = &[
     Bug(
         "published in silence",
         "queue/core.rs",
-        "self.reader.lock().promise(&mut wakes.borrow_mut());",
-        "if !PLANTED { self.reader.lock().promise(&mut wakes.borrow_mut()); }",
+        "self.each(|core| core.reader.lock().promise(&mut wakes.borrow_mut()));",
+        "if !PLANTED { self.each(|core| core.reader.lock().promise(&mut wakes.borrow_mut())); }",
     ),
     Bug(
         "shown behind what is hidden",
@@ -213,8 +213,8 @@ const BUGS: &[Bug] = &[
     Bug(
         "ended in silence",
         "queue/core.rs",
-        "reader.line.end(&mut wakes);",
-        "if !PLANTED { reader.line.end(&mut wakes); }",
+        "reader.line.end(wakes);",
+        "if !PLANTED { reader.line.end(wakes); }",
     ),
     Bug(
         "resumed in silence",
