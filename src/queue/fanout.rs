@@ -296,7 +296,7 @@ impl Core {
             (lanes, core)
         };
         if let Err(error) = self.journal.store_reader(&lanes) {
-            self.leave_named(name, &core);
+            self.forget_named(name);
             self.journal.drop_reader(&lanes);
             self.ring_free();
             return Err(io(error));
@@ -305,8 +305,7 @@ impl Core {
         Ok(core)
     }
 
-    fn leave_named(&self, name: &str, core: &Core) {
-        core.shut(false);
+    fn forget_named(&self, name: &str) {
         let _tail = self.journal.tail.lock();
         let mut named = self.fanout.named.write();
         named.remove(name);
@@ -315,15 +314,20 @@ impl Core {
 
     /// Removes a named reader; `false` if there was none.
     pub(super) fn delete_named(&self, name: &str) -> Result<bool, Error> {
-        let _changing = self.fanout.changing.lock();
-        let Some(core) = self.named(name) else { return Ok(false) };
-        let Some(lanes) = &core.fanout.lanes else { return Ok(false) };
-        if self.reader.lock().closed {
-            return Err(Error::Closed);
-        }
-        let path = self.journal.context.dir.clone().unwrap_or_default();
-        self.journal.remove_reader(lanes).map_err(|source| Error::Io { path, source })?;
-        self.leave_named(name, &core);
+        let core = {
+            let _changing = self.fanout.changing.lock();
+            let Some(core) = self.named(name) else { return Ok(false) };
+            let Some(lanes) = &core.fanout.lanes else { return Ok(false) };
+            if self.reader.lock().closed {
+                return Err(Error::Closed);
+            }
+            let path = self.journal.context.dir.clone().unwrap_or_default();
+            self.journal.remove_reader(lanes).map_err(|source| Error::Io { path, source })?;
+            self.forget_named(name);
+            core
+        };
+        // Under no lock: it wakes who waits.
+        core.shut(false);
         self.shared.moves.leave(&core.name);
         // What only it held.
         self.ring_free();
