@@ -12,6 +12,8 @@ pub struct Queue {
 pub(crate) mod archive;
 #[path = "../../../src/queue/core.rs"]
 pub(crate) mod core;
+#[path = "../../../src/queue/fanout.rs"]
+pub(crate) mod fanout;
 #[path = "../../../src/queue/futures.rs"]
 pub(crate) mod futures;
 #[path = "../../../src/queue/handoff.rs"]

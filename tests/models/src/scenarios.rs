@@ -24,6 +24,7 @@ use crate::journal::segment::{FRAMES_AT, LEN_MIN, Segment};
 use crate::journal::{Context, Journal, MetaFile};
 use crate::options::{Durability, PutOptions, QueueOptions, WhenFull};
 use crate::queue::core::{Core, Patience, Shared};
+use crate::queue::fanout::Fanout;
 use crate::queue::futures::SyncedFuture;
 use crate::queue::put::{New, Room};
 use crate::queue::take::{Given, LinePlace, Mode, Took};
@@ -354,9 +355,10 @@ fn queue_in(dir: Option<PathBuf>, options: QueueOptions, upkeep: Upkeep) -> Arc<
         neighbours: OnceLock::new(),
         archive: None,
     };
-    let journal = Journal::new(context, outcome.recovered, LEN_MIN);
+    let journal = Arc::new(Journal::new(context, outcome.recovered, LEN_MIN));
     let reader = Reader::new(Arc::clone(&journal.front), None, 0, 0, 0);
-    Core::new("q".into(), Arc::new(shared), journal, reader, options, RecoveryReport::default(), 0, true)
+    let fanout = Fanout::of_queue(false);
+    Core::new("q".into(), Arc::new(shared), journal, reader, options, RecoveryReport::default(), 0, true, fanout)
 }
 
 fn os() -> QueueOptions {
