@@ -210,12 +210,7 @@ const BUGS: &[Bug] = &[
         "if PLANTED { self.tending.store(false, Ordering::Release); }\n        \
          let can_expire = self.reader.lock().can_expire();",
     ),
-    Bug(
-        "ended in silence",
-        "queue/core.rs",
-        "reader.line.end(wakes);",
-        "if !PLANTED { reader.line.end(wakes); }",
-    ),
+    Bug("ended in silence", "queue/core.rs", "reader.line.end(wakes);", "if !PLANTED { reader.line.end(wakes); }"),
     Bug(
         "resumed in silence",
         "queue/core.rs",
