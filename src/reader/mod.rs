@@ -39,6 +39,8 @@ const ASIDE_MAX: usize = 1 << 16;
 /// The ring is refilled when it holds fewer places than this, by as many frames: a take stays short, and a payload is read
 /// while its header is still in the processor's cache.
 const REFILL_STEP: usize = 64;
+/// For consumers, no more once the ring holds places of so many payload bytes.
+const REFILL_BYTES: u64 = 4096;
 
 /// An item that a consumer holds open.
 #[derive(Debug)]
@@ -586,7 +588,10 @@ impl Reader {
         let mut current = self.current.take();
         let mut looked = 0;
         let mut result = Ok(());
-        while self.read_id < until && (looked < REFILL_STEP || self.ring.is_empty()) {
+        // Of large items fewer at a time: where the next header lies is known only from the one before, and behind a payload that
+        // was just copied it is on its way into the cache already.
+        let enough = |bytes| expired == Expired::Done && bytes >= REFILL_BYTES;
+        while self.read_id < until && (self.ring.is_empty() || (looked < REFILL_STEP && !enough(self.ring_bytes))) {
             looked += 1;
             match self.read_next(journal, rules, until, expired, &mut current) {
                 Ok(true) => {}
