@@ -34,7 +34,9 @@ pub use error::{
 };
 pub use ids::ItemId;
 pub use item::{DeadLetter, Item};
-pub use options::{Durability, OnDamage, PutOptions, QueueOptions, QueueOverrides, State, StateOptions, WhenFull};
+pub use options::{
+    Durability, OnDamage, PutOptions, QueueOptions, QueueOverrides, ReaderOptions, State, StateOptions, WhenFull,
+};
 pub use queue::archive::RetiredSegment;
 #[cfg(feature = "async")]
 pub use queue::futures::OpenStream;

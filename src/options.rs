@@ -184,12 +184,18 @@ pub struct QueueOptions {
     /// own `max_age`, counted from the move, may give them one. It is created when first needed, and named anew each time: an
     /// alias, or a queue without a journal where this one has one, takes none. While it takes none, up to 65,536 items are kept
     /// aside and tried again once a second; behind those, an expired item holds up what comes after it. A queue may name itself;
-    /// its expired items then go to its end. Default: none, expired items are removed.
+    /// its expired items then go to its end. What moves here is put: all readers of the other queue get it. Each reader moves what
+    /// expires for it; one of the queue that is named keeps its own. Default: none, expired items are removed.
     pub expire_to: Option<String>,
     /// The queue is deleted when it was created longer ago than this and is empty: no item waits, is held open or is about to
     /// move, and nobody waits for one. Its age goes on over a reopen. Looked at once a second, from the time at which the queue
-    /// is first used in a process, while the set's state is `Up`; handles of it answer `Closed` then. Default: never.
+    /// is first used in a process, while the set's state is `Up`; handles of it answer `Closed` then. The same must hold for each of
+    /// its readers, which go with it. Default: never.
     pub max_queue_age: Option<Duration>,
+    /// `true`: items put go to the queue's [readers](crate::Queue::reader) only. The queue itself gets none and stays empty, but
+    /// for what it held before, so its limits refuse nothing; without any reader a put is answered, counted as
+    /// [`unread_items`](crate::QueueStats::unread_items), and stored nowhere: its id is 0. Default: `false`.
+    pub fanout_only: bool,
 }
 
 impl Default for QueueOptions {
@@ -210,6 +216,7 @@ impl Default for QueueOptions {
             dead_letters: None,
             expire_to: None,
             max_queue_age: None,
+            fanout_only: false,
         }
     }
 }
@@ -258,6 +265,8 @@ setters! {
     expire_to: impl Into<String> => |name: _| Some(Into::into(name));
     /// Sets [`QueueOptions::max_queue_age`](#structfield.max_queue_age).
     max_queue_age: Duration => Some;
+    /// Sets [`QueueOptions::fanout_only`](#structfield.fanout_only).
+    fanout_only: bool => std::convert::identity;
 }
 
 impl QueueOptions {
@@ -322,6 +331,11 @@ impl QueueOptions {
 
     pub(crate) fn lease_ms(&self) -> u64 {
         self.lease.map_or(u64::MAX, |lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// What its readers take over.
+    pub(crate) fn for_readers(&self) -> QueueOptions {
+        QueueOptions { max_queue_age: None, fanout_only: false, ..self.clone() }
     }
 
     pub(crate) fn max_age_ms(&self) -> u64 {
@@ -405,6 +419,7 @@ overrides! {
     dead_letters: Option<String>, "or_empty";
     expire_to: Option<String>, "or_empty";
     max_queue_age: Option<Duration>, "or_none";
+    fanout_only: bool;
 }
 
 impl QueueOverrides {
@@ -452,6 +467,7 @@ impl QueueOverrides {
             (7, self.memory_bytes),
             (8, self.segment_bytes.map(u64::from)),
             (11, self.journal.map(u64::from)),
+            (20, self.fanout_only.map(u64::from)),
         ] {
             if let Some(value) = value {
                 push(tag, Some(&word(value)));
@@ -519,11 +535,92 @@ impl QueueOverrides {
                 12 => own.lease = Some(nanos),
                 13 => own.max_attempts = Some(word.map(u32::try_from).transpose().ok()?),
                 16 => own.max_queue_age = Some(nanos),
+                20 => own.fanout_only = Some(word? != 0),
                 _ => {}
             }
         }
         Some(own)
     }
+
+    /// What of these a reader of a queue with the options `queue` may have of its own: the journal is its queue's, and so is what
+    /// belongs to it. That may be said here only as it is.
+    pub(crate) fn for_reader(mut self, queue: &QueueOptions) -> Result<QueueOverrides, OptionsError> {
+        let queue = queue.for_readers();
+        macro_rules! shared {
+            ($($field:ident),*) => {$(
+                if self.$field.take().is_some_and(|own| own != queue.$field) {
+                    return Err(OptionsError::Invalid {
+                        field: stringify!($field),
+                        reason: "a reader has none of its own",
+                    });
+                }
+            )*};
+        }
+        shared!(max_item_size, segment_bytes, durability, journal, max_queue_age, fanout_only);
+        Ok(self)
+    }
+}
+
+/// What a reader that is created has of its own: [`Queue::reader_with`](crate::Queue::reader_with). The rest is as in its queue, and
+/// follows it when that changes.
+///
+/// ```
+/// use kestrel_core::{ReaderOptions, WhenFull};
+/// let options = ReaderOptions::new().from_oldest(true).max_items(1_000).when_full(WhenFull::DropOldest);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReaderOptions {
+    pub(crate) from_oldest: bool,
+    pub(crate) own: QueueOverrides,
+}
+
+impl ReaderOptions {
+    /// As the queue, from the next item on.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `true`: the reader starts with the oldest item that is still in the journal, also such as the queue itself is done with.
+    /// Looks at each item that is there, while puts wait. Default: `false`, with the items that are put after its creation.
+    #[must_use]
+    pub fn from_oldest(mut self, from_oldest: bool) -> Self {
+        self.from_oldest = from_oldest;
+        self
+    }
+
+    /// All options of its own at once, in place of those given before.
+    #[must_use]
+    pub fn overrides(mut self, own: QueueOverrides) -> Self {
+        self.own = own;
+        self
+    }
+}
+
+macro_rules! reader_setters {
+    ($($name:ident: $type:ty => $wrap:expr;)*) => {
+        impl ReaderOptions {
+            $(#[doc = concat!("As [`QueueOptions::", stringify!($name), "`](QueueOptions#structfield.", stringify!($name), "), for the reader.")]
+            #[must_use]
+            pub fn $name(mut self, value: $type) -> Self {
+                self.own.$name = Some(($wrap)(value));
+                self
+            })*
+        }
+    };
+}
+
+reader_setters! {
+    max_items: u64 => Some;
+    max_bytes: u64 => Some;
+    when_full: WhenFull => std::convert::identity;
+    max_age: Duration => Some;
+    max_expire_sweep: u32 => std::convert::identity;
+    memory_bytes: u64 => std::convert::identity;
+    lease: Duration => Some;
+    max_attempts: u32 => Some;
+    dead_letters: impl Into<String> => |name: _| Some(Into::into(name));
+    expire_to: impl Into<String> => |name: _| Some(Into::into(name));
 }
 
 /// A value that is given, or the word that says that there is none.
@@ -729,6 +826,7 @@ mod tests {
                 dead_letters: (attempts.is_some() || lease % 3 == 0).then(|| dead.clone()),
                 expire_to: (age % 3 == 0).then_some(dead),
                 max_queue_age: (age % 5 == 0).then(|| Duration::from_nanos(lease)),
+                fanout_only: age % 7 == 0,
             };
             let own = QueueOverrides::from(options.clone());
             prop_assert_eq!(own.over(&QueueOptions::default().max_items(7).max_attempts(2).dead_letters("x")), options);

@@ -71,6 +71,16 @@ pub(crate) enum Bug {
     SealAfterLook,
     /// A waiter goes to sleep without a last look (for the models).
     SleepWithoutLook,
+    /// A segment is freed while a named reader still has items of it.
+    FreeBeforeReaders,
+    /// A named reader is shown before its header is durable.
+    ReaderBeforeHeader,
+    /// Pages are given back in which a named reader still has an item.
+    PunchUnread,
+    /// Bytes are given back before a named reader's marks that allow it are durable.
+    PunchBeforeReaderSync,
+    /// A reader that begins with the oldest item counts items whose bytes are gone.
+    CountPunched,
     /// A rolled segment's successor does not say where it ends.
     RollWithoutExtent,
 }

@@ -13,7 +13,7 @@ pub struct QueueStats {
     pub items: u64,
     /// Gauge: their payload bytes.
     pub bytes: u64,
-    /// Counter: items put.
+    /// Counter: items put, but for those put to other readers alone.
     pub total_items: u64,
     /// Counter: payload bytes put.
     pub put_bytes: u64,
@@ -68,6 +68,13 @@ pub struct QueueStats {
     /// Gauge: expired items that do not wait any more and could not be moved to
     /// [`expire_to`](crate::QueueOptions::expire_to) yet. After a reopen they count among `items` again until they are met.
     pub expiring_items: u64,
+    /// Gauge: items put that this queue, or this reader, is not done with, waiting, deferred, held open or about to move.
+    pub lag: u64,
+    /// Gauge: a queue's named readers.
+    pub readers: u64,
+    /// Counter: items put under [`fanout_only`](crate::QueueOptions::fanout_only) while there was no reader; they are not
+    /// stored, and not among `total_items`.
+    pub unread_items: u64,
 }
 
 /// A set's counters and gauges at one moment. Counters are since the set was opened and never fall; the names are Kestrel's where
@@ -80,7 +87,7 @@ pub struct SetStats {
     pub queues: u64,
     /// Gauge: queues that have been used since the set was opened, and so are loaded.
     pub open_queues: u64,
-    /// Gauge: items waiting in the loaded queues.
+    /// Gauge: items waiting in the loaded queues, for each of their readers.
     pub curr_items: u64,
     /// Gauge: their payload bytes.
     pub bytes: u64,

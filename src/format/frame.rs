@@ -3,7 +3,8 @@
 //! ```text
 //!  0        4         8           12             16      20         24
 //!  | header | payload | kind:4    | flags:6      | time  | synced   | extension | payload … | pad to 8
-//!  | crc    | crc     | length:28 | ordinal:26   | delta | to / 8   | by flags  |
+//!  | crc    | crc     | length:28 | ordinal:26   | delta | to / 8   | by flags, |
+//!                                                                  | kind      |
 //! ```
 //!
 //! A frame at offset X of a segment is valid if and only if
@@ -19,7 +20,7 @@
 use super::{Bytes, crc};
 
 pub(crate) const HEADER_BYTES: usize = 24;
-pub(crate) const EXTENSION_MAX: usize = 48;
+pub(crate) const EXTENSION_MAX: usize = 56;
 pub(crate) const PAYLOAD_MAX: u32 = (1 << 28) - 1;
 pub(crate) const ORDINAL_MAX: u32 = (1 << 26) - 1;
 pub(crate) const ALIGN: u32 = 8;
@@ -34,7 +35,13 @@ const FLAG_NOTE: u32 = 16;
 const FLAGS_KNOWN: u32 = FLAG_ID | FLAG_EXPIRY | FLAG_USER | FLAG_ORIGIN | FLAG_NOTE;
 
 const _: () = assert!(HEADER_BYTES.is_multiple_of(ALIGN as usize));
-const _: () = assert!(EXTENSION_MAX == 8 + 8 + 8 + 16 + 8);
+const _: () = assert!(EXTENSION_MAX == 8 + 8 + 8 + 16 + 8 + 8);
+
+/// The kind's highest bit: the item is not for everybody, and 8 bytes behind the other extensions say for whom it is.
+const ADDRESSED: u32 = 8;
+
+/// Addressed to every reader but the queue's own.
+pub(crate) const NAMED_READERS: u64 = u64::MAX;
 const _: () = assert!(crate::journal::segment::LEN_MAX / ALIGN <= 1 << 27);
 
 /// The secret of one use of a segment file: it seeds every checksum in it, so that frames of an earlier use never pass.
@@ -51,7 +58,8 @@ impl Salt {
     }
 }
 
-/// What a frame is, by the four bits on disk. 4 (an abandoned reservation) and 5 (a closing frame) are reserved.
+/// What a frame is, by the lower three of the four bits on disk; the fourth says that an item is addressed. 4 (an abandoned
+/// reservation) and 5 (a closing frame) are reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// One item.
@@ -62,7 +70,7 @@ pub(crate) enum Kind {
     BatchEnd = 3,
     /// No item: says how far the device has everything, while a queue is idle.
     Checkpoint = 6,
-    /// One item that is not delivered before a time of its own, which ends the extension.
+    /// One item that is not delivered before a time of its own, which stands behind the extensions of the flags.
     Deferred = 7,
 }
 
@@ -109,6 +117,8 @@ pub(crate) struct Frame {
     pub(crate) origin: Option<(u64, u64)>,
     /// The payload begins with a note.
     pub(crate) noted: bool,
+    /// The one reader that it is for, or [`NAMED_READERS`]; `None`: it is for all.
+    pub(crate) only: Option<u64>,
 }
 
 impl Frame {
@@ -134,7 +144,7 @@ impl Frame {
 
     /// Bytes between the frame's offset and its payload.
     pub(crate) fn head_len(&self) -> u32 {
-        HEADER_BYTES as u32 + extension_len(self.kind, self.flags())
+        HEADER_BYTES as u32 + extension_len(self.kind, self.flags(), self.only.is_some())
     }
 
     /// Bytes from the frame's offset to the next frame's.
@@ -143,9 +153,10 @@ impl Frame {
     }
 }
 
-fn extension_len(kind: Kind, flags: u32) -> u32 {
+fn extension_len(kind: Kind, flags: u32, is_addressed: bool) -> u32 {
     let eights = (flags & FLAG_ID != 0) as u32 + (flags & FLAG_EXPIRY != 0) as u32 + (flags & FLAG_USER != 0) as u32;
-    eights * 8 + (flags & FLAG_ORIGIN != 0) as u32 * 16 + (kind == Kind::Deferred) as u32 * 8
+    let behind = (kind == Kind::Deferred) as u32 + is_addressed as u32;
+    (eights + behind) * 8 + (flags & FLAG_ORIGIN != 0) as u32 * 16
 }
 
 /// `payload_len` is at most 2^28, so nothing overflows.
@@ -167,7 +178,7 @@ pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEAD
     let flags = frame.flags();
     let words = [
         frame.payload_crc,
-        frame.payload_len | (frame.kind as u32) << 28,
+        frame.payload_len | (frame.kind as u32 | if frame.only.is_some() { ADDRESSED } else { 0 }) << 28,
         frame.ordinal | flags << 26,
         frame.time_delta,
         frame.synced_to / ALIGN,
@@ -176,7 +187,7 @@ pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEAD
         out[4 + 4 * i..8 + 4 * i].copy_from_slice(&word.to_le_bytes());
     }
     let mut end = HEADER_BYTES;
-    if flags != 0 || frame.kind == Kind::Deferred {
+    if flags != 0 || frame.kind == Kind::Deferred || frame.only.is_some() {
         let mut push = |bytes: &[u8]| {
             out[end..end + bytes.len()].copy_from_slice(bytes);
             end += bytes.len();
@@ -198,13 +209,16 @@ pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEAD
         if frame.kind == Kind::Deferred {
             push(&frame.due_ms.to_le_bytes());
         }
+        if let Some(only) = frame.only {
+            push(&only.to_le_bytes());
+        }
     }
     let sum = crc(salt.header_seed() ^ offset, &out[4..end]);
     out[0..4].copy_from_slice(&sum.to_le_bytes());
     end
 }
 
-/// Decodes the frame whose first bytes are `head` (as many as there are, up to 72), at `offset`, ending at or before
+/// Decodes the frame whose first bytes are `head` (as many as there are, up to 80), at `offset`, ending at or before
 /// `limit`. Rules 1 to 4; the cheap ones first, because the search behind damage tries every eighth byte.
 #[inline]
 pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option<Frame> {
@@ -212,7 +226,8 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
     let header_crc = bytes.u32()?;
     let payload_crc = bytes.u32()?;
     let kind_len = bytes.u32()?;
-    let kind = Kind::from_bits(kind_len >> 28)?;
+    let is_addressed = kind_len >> 28 & ADDRESSED != 0;
+    let kind = Kind::from_bits(kind_len >> 28 & !ADDRESSED).filter(|kind| kind.is_item() || !is_addressed)?;
     let payload_len = kind_len & PAYLOAD_MAX;
     let flags_ordinal = bytes.u32()?;
     let flags = flags_ordinal >> 26;
@@ -224,7 +239,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
     if synced_to > offset / ALIGN {
         return None;
     }
-    let head_len = HEADER_BYTES as u32 + extension_len(kind, flags);
+    let head_len = HEADER_BYTES as u32 + extension_len(kind, flags, is_addressed);
     let total = frame_len(head_len, payload_len);
     if offset.checked_add(total).is_none_or(|end| end > limit) {
         return None;
@@ -237,6 +252,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
     let (user_flags, starts_before) = if flags & FLAG_USER != 0 { (bytes.u32()?, bytes.u32()?) } else { (0, 0) };
     let origin = if flags & FLAG_ORIGIN != 0 { Some((bytes.u64()?, bytes.u64()?)) } else { None };
     let due_ms = if kind == Kind::Deferred { bytes.u64()? } else { 0 };
+    let only = if is_addressed { Some(bytes.u64()?) } else { None };
     Some(Frame {
         kind,
         payload_len,
@@ -251,6 +267,7 @@ pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option
         starts_before,
         origin,
         noted: flags & FLAG_NOTE != 0,
+        only,
     })
 }
 
@@ -263,7 +280,7 @@ mod tests {
         (
             (0u8..5, 0..=PAYLOAD_MAX, any::<u32>(), 0..=ORDINAL_MAX),
             (any::<u32>(), 0u32..1 << 20, any::<Option<u64>>(), any::<Option<u64>>()),
-            (any::<u32>(), any::<u32>(), any::<Option<(u64, u64)>>(), any::<bool>()),
+            (any::<u32>(), any::<u32>(), any::<Option<(u64, u64)>>(), any::<bool>(), any::<Option<u64>>()),
         )
             .prop_map(
                 |((kind, payload_len, payload_crc, ordinal), (time_delta, synced, id, expiry_ms), rest)| Frame {
@@ -281,6 +298,7 @@ mod tests {
                     starts_before: rest.1,
                     origin: rest.2,
                     noted: rest.3,
+                    only: rest.4.filter(|_| kind != 3),
                 },
             )
     }
@@ -305,7 +323,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_decoded_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), at in 0u32..1 << 30) {
+        fn any_bytes_are_decoded_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..90), at in 0u32..1 << 30) {
             let _ = decode(&bytes, Salt(0), at, 1 << 30);
         }
     }
@@ -333,6 +351,7 @@ mod tests {
             origin: None,
             noted: false,
             due_ms: 0,
+            only: None,
         };
         let mut out = [0; HEADER_BYTES + EXTENSION_MAX];
         let len = encode(&frame, Salt(1), 4096, &mut out);

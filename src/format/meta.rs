@@ -98,7 +98,7 @@ pub(crate) struct Slots<T> {
     pub(crate) next_slot: usize,
 }
 
-fn seal_slot(magic: &[u8; 8], sequence: u64, body: &[u8]) -> [u8; SLOT] {
+pub(super) fn seal_slot(magic: &[u8; 8], sequence: u64, body: &[u8]) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
     slot[..8].copy_from_slice(magic);
     slot[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -110,7 +110,7 @@ fn seal_slot(magic: &[u8; 8], sequence: u64, body: &[u8]) -> [u8; SLOT] {
     slot
 }
 
-fn read_slots<T>(
+pub(super) fn read_slots<T>(
     file: &[u8],
     magic: &[u8; 8],
     what: &'static str,

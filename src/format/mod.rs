@@ -10,6 +10,7 @@ pub(crate) mod header;
 pub(crate) mod meta;
 pub(crate) mod moved;
 pub(crate) mod name;
+pub(crate) mod reader;
 
 /// The version that this crate writes and the highest it reads.
 pub(crate) const VERSION: u32 = 1;

@@ -37,6 +37,20 @@ pub(crate) fn check(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Checks the name of a queue's reader, which may hold a `+` itself: `q+a+b` is the reader `a+b` of `q`.
+pub(crate) fn check_reader(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() {
+        return Err("a reader's name has at least one byte");
+    }
+    if name.len() > NAME_MAX {
+        return Err("a reader's name has at most 200 bytes");
+    }
+    if name.contains('\0') {
+        return Err("a reader's name has no NUL");
+    }
+    Ok(())
+}
+
 /// The nested directory names of a queue; one for nearly every name.
 pub(crate) fn encode(name: &str) -> Vec<String> {
     // Lower-case hex digits: an upper-case one would meet its lower-case twin on a case-blind file system.

@@ -2,15 +2,17 @@
 //!
 //! An item that is held open for days must not keep the sixty megabytes around it. Its segment stays, with the lanes and the
 //! pages that hold a waiting or open item; the file system gets the other pages back. Nothing moves, so there is no second copy
-//! to be told from the first, and an id stays where it is. What was done must be durably done before its bytes go, and the
-//! header says durably how far the frames reached, so that no recovery looks for them.
+//! to be told from the first, and an id stays where it is. What was done must be durably done before its bytes go, for the queue
+//! and for each of its named readers, and the header says durably how far the frames reached, so that no recovery looks for them.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::Journal;
 use super::lane::{self, Lane};
+use super::readers::ReaderLanes;
 use super::segment::{FRAMES_AT, Segment};
 use crate::format::frame;
 use crate::format::header::PAGE;
@@ -43,12 +45,16 @@ impl Journal {
         if self.context.dir.is_none() || self.context.read_only || !self.context.pool.may_punch() {
             return BTreeMap::new();
         }
+        let readers = self.readers();
         let table = self.table.lock();
-        let sparse = table.range(..below).filter(|(_, entry)| {
+        let sparse = table.range(..below).filter(|(number, entry)| {
             let done = entry.open.as_ref().map_or(entry.done, |segment| segment.done());
-            let (count, live) = (entry.extent.count, entry.extent.count.saturating_sub(done));
+            let count = entry.extent.count;
+            // What waits for several readers counts for each of them: there is no more than this.
+            let named = readers.iter().map(|reader| reader.left_in(**number, entry.header.first_id, count));
+            let live = u64::from(count.saturating_sub(done)) + named.sum::<u64>();
             let before = if entry.holes.live == 0 { count } else { entry.holes.live };
-            entry.sealed && !entry.is_spent() && entry.extent.end > WORTH && live <= before / 2
+            entry.sealed && !entry.cleared && live > 0 && entry.extent.end > WORTH && live <= u64::from(before / 2)
         });
         let sparse = sparse.map(|(number, entry)| {
             let bytes = entry.extent.end.saturating_sub(entry.holes.bytes).into();
@@ -59,6 +65,9 @@ impl Journal {
 
     /// Gives back what only done items use of a segment. Returns the bytes.
     pub(crate) fn punch(&self, number: u64) -> io::Result<u32> {
+        // From the look at the readers on: one that begins with the oldest item must not count what is about to go.
+        let _giving = self.giving.lock();
+        let readers = self.readers();
         let found = {
             let table = self.table.lock();
             let entry = table.get(&number).filter(|entry| entry.sealed && entry.named && !entry.cleared);
@@ -69,7 +78,7 @@ impl Journal {
             if segment.synced_to.load(Ordering::Acquire) < extent.end {
                 return Ok(None);
             }
-            let Some((live, dead)) = dead_pages(segment)? else {
+            let Some((live, dead)) = dead_pages(segment, &readers)? else {
                 return Ok(None);
             };
             // The marks that were just looked at, and where the frames end, before the first byte goes.
@@ -80,6 +89,9 @@ impl Journal {
                     self.commit.fail(error);
                     io::Error::from(kind)
                 })?;
+            }
+            if !planted::is(Bug::PunchBeforeReaderSync) {
+                readers.iter().try_for_each(|reader| reader.sync(&self.commit))?;
             }
             let mut bytes = 0;
             for range in dead {
@@ -101,13 +113,24 @@ impl Journal {
     }
 }
 
-/// How many items are not done, and the whole pages in which none of them lies. `None`: an item that is not done has no valid
-/// frame, and nobody knows where its bytes are.
-fn dead_pages(segment: &Segment) -> io::Result<Option<(u32, Vec<Range<u32>>)>> {
+/// How many items are not done for all, and the whole pages in which none of them lies. `None`: an item that is not done has no
+/// valid frame, and nobody knows where its bytes are.
+fn dead_pages(segment: &Segment, readers: &[Arc<ReaderLanes>]) -> io::Result<Option<(u32, Vec<Range<u32>>)>> {
     let (end, count) = (segment.end(), segment.count());
+    let is_live = |ordinal: u32| -> io::Result<bool> {
+        if segment.lane(ordinal)? != Some(Lane::Done) {
+            return Ok(true);
+        }
+        for reader in readers.iter().filter(|_| !planted::is(Bug::PunchUnread)) {
+            if reader.lane(segment.first_id + u64::from(ordinal))? != Some(Lane::Done) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
     let mut waiting = 0;
     for ordinal in 0..count {
-        waiting += u32::from(segment.lane(ordinal)? != Some(Lane::Done));
+        waiting += u32::from(is_live(ordinal)?);
     }
     let page = PAGE as u32;
     let (mut found, mut dead, mut free_from) = (0, Vec::new(), FRAMES_AT);
@@ -124,7 +147,7 @@ fn dead_pages(segment: &Segment) -> io::Result<Option<(u32, Vec<Range<u32>>)>> {
             continue;
         };
         let next = offset + frame.total_len();
-        if frame.kind.is_item() && segment.lane(frame.ordinal)? != Some(Lane::Done) {
+        if frame.kind.is_item() && is_live(frame.ordinal)? {
             found += 1;
             close(free_from, offset);
             free_from = next;

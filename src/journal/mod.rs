@@ -17,26 +17,30 @@ pub(crate) mod letters;
 pub(crate) mod moves;
 pub(crate) mod pool;
 pub(crate) mod progress;
+pub(crate) mod readers;
 pub(crate) mod recovery;
 pub(crate) mod segment;
 pub(crate) mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use crate::disk::is_no_space;
 use crate::disk::{Disk, File, Map};
+pub(crate) use crate::format::frame::NAMED_READERS;
 use crate::format::frame::{self, Frame, Kind, Salt};
 use crate::format::header::{Extent, Previous, SegmentHeader};
 use crate::format::meta::{self, QueueMeta};
 use crate::ids::{NEVER_MS, Place};
 use crate::planted::{self, Bug};
-use crate::sync::{AtomicU64, Mutex, Ordering, fence};
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock, fence};
 use commit::Commit;
 use front::{Front, Intake};
 use holes::Holes;
 use pool::{NoSpare, Pool, Spare};
+use readers::ReaderLanes;
 use segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment};
 
 /// The reach of a segment is raised in steps of this many bytes.
@@ -89,6 +93,22 @@ pub(crate) struct NewItem<'a> {
     pub(crate) due_ms: u64,
     pub(crate) user_flags: u32,
     pub(crate) moved: Option<Moved>,
+    /// The one reader that it is for, or [`frame::NAMED_READERS`].
+    pub(crate) only: Option<u64>,
+}
+
+impl NewItem<'_> {
+    /// What the journal takes in with it.
+    #[inline]
+    pub(crate) fn intake(&self) -> Intake {
+        let bytes = self.payload.len() as u64;
+        Intake {
+            payload_bytes: bytes,
+            expiring: u64::from(self.expiry_ms != NEVER_MS),
+            deferred: u64::from(self.due_ms != 0),
+            deferred_bytes: if self.due_ms == 0 { 0 } else { bytes },
+        }
+    }
 }
 
 /// What a frame says of the item that it takes the place of.
@@ -112,7 +132,10 @@ pub(crate) struct Journal {
     table: Mutex<BTreeMap<u64, Entry>>,
     /// Lock 6. The queue's header file.
     meta: Mutex<MetaFile>,
-    /// Held while files of spent segments are given away; `true` once the queue was deleted. Comes before the table's.
+    /// The named readers, which a segment waits for before it is freed.
+    readers: RwLock<Vec<Arc<ReaderLanes>>>,
+    /// Held while space is given back, whole segments or pages of them; `true` once the queue was deleted. Comes before the
+    /// tail lock.
     giving: Mutex<bool>,
     /// Frame bytes appended, written under the tail lock, and made durable: for the gauge.
     appended_bytes: AtomicU64,
@@ -190,10 +213,13 @@ impl Entry {
             }
     }
 
+    fn count(&self) -> u32 {
+        self.open.as_ref().map_or(self.extent.count, |segment| segment.count())
+    }
+
     /// No item of it has this id or a higher one.
     fn ids_end(&self) -> u64 {
-        let count = self.open.as_ref().map_or(self.extent.count, |segment| segment.count());
-        self.header.first_id.saturating_add(count.into())
+        self.header.first_id.saturating_add(self.count().into())
     }
 
     /// Somebody beside the table uses it.
@@ -206,10 +232,11 @@ impl Entry {
         u64::from(self.header.segment_bytes - self.holes.bytes.min(self.header.segment_bytes))
     }
 
-    /// Closes a sealed segment that nobody uses and that is not to be freed.
-    fn rest(&mut self) {
+    /// Closes a sealed segment that nobody uses and that is not to be freed; if others than the queue's own reader have a say
+    /// in that, it may have long to wait.
+    fn rest(&mut self, has_readers: bool) {
         let Some(segment) = &self.open else { return };
-        if self.sealed && Arc::strong_count(segment) == 1 && !segment.is_spent() {
+        if self.sealed && Arc::strong_count(segment) == 1 && (has_readers || !segment.is_spent()) {
             self.done = segment.done();
             self.marks_unsynced = segment.marks_unsynced.load(Ordering::Acquire);
             self.open = None;
@@ -225,6 +252,28 @@ pub(crate) struct MetaFile {
     pub(crate) slots: Option<SlotFile>,
     /// The set was closed: the file may be somebody else's by now.
     pub(crate) closed: bool,
+}
+
+/// A small header file that is there whole or not at all.
+pub(crate) fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Result<File> {
+    let tmp = dir.join(format!("{name}.tmp"));
+    match disk.unlink(&tmp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create(&tmp)?;
+    let written = (|| {
+        file.allocate(meta::FILE_LEN as u64)?;
+        file.write_at(0, slot)?;
+        file.sync_data()?;
+        disk.rename(&tmp, &dir.join(name))?;
+        disk.sync_dir(dir)
+    })();
+    if let Err(error) = written {
+        let _ = disk.unlink(&tmp);
+        return Err(error);
+    }
+    Ok(file)
 }
 
 /// A file of two slots, written in turn.
@@ -353,6 +402,7 @@ impl Journal {
             commit: Commit::new(durable),
             table: Mutex::new(recovered.entries),
             meta: Mutex::new(recovered.meta),
+            readers: RwLock::new(Vec::new()),
             giving: Mutex::new(false),
             appended_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
@@ -480,6 +530,7 @@ impl Journal {
             payload_bytes: tail.payload_bytes,
             last_ms: tail.last_ms,
             intake: tail.intake,
+            addressed: 0,
         })
     }
 
@@ -502,6 +553,9 @@ impl Journal {
         tail.last_ms = write.last_ms;
         tail.intake = write.intake;
         tail.proven = false;
+        if write.addressed > 0 {
+            segment.count_done(write.addressed);
+        }
         self.front.advance(write.next_id - 1, write.intake);
     }
 
@@ -823,25 +877,36 @@ impl Journal {
             table.iter().filter(|(_, entry)| entry.ids_end() > first).map(|(number, _)| *number).collect()
         };
         for number in numbers {
-            self.with_segment(number, |segment| {
-                let (mut offset, end) = (FRAMES_AT, segment.end());
-                while offset < end {
-                    let Some(frame) = segment.frame_at(offset, end)? else {
-                        offset = segment.data_from(offset + frame::ALIGN, end)?;
-                        continue;
-                    };
-                    if frame.kind.is_item() {
-                        let id = frame.id.unwrap_or(segment.first_id + u64::from(frame.ordinal));
-                        if id >= first {
-                            show(segment, id, offset, &frame)?;
-                        }
-                    }
-                    offset += frame.total_len();
-                }
-                Ok(())
+            self.walk_segment(number, |segment, id, offset, frame| match id >= first {
+                true => show(segment, id, offset, frame),
+                false => Ok(()),
             })?;
         }
         Ok(())
+    }
+
+    /// The same for one segment.
+    fn walk_segment(
+        &self,
+        number: u64,
+        mut show: impl FnMut(&Segment, u64, u32, &Frame) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let walked = self.with_segment(number, |segment| {
+            let (mut offset, end) = (FRAMES_AT, segment.end());
+            while offset < end {
+                let Some(frame) = segment.frame_at(offset, end)? else {
+                    offset = segment.data_from(offset + frame::ALIGN, end)?;
+                    continue;
+                };
+                if frame.kind.is_item() {
+                    let id = frame.id.unwrap_or(segment.first_id + u64::from(frame.ordinal));
+                    show(segment, id, offset, &frame)?;
+                }
+                offset += frame.total_len();
+            }
+            Ok(())
+        });
+        walked.map(|_| ())
     }
 
     /// Closes sealed segments above `above` that nobody uses, so that a long backlog holds neither maps nor descriptors.
@@ -850,11 +915,12 @@ impl Journal {
         if self.context.dir.is_none() {
             return;
         }
+        let has_readers = self.has_readers();
         for entry in self.table.lock().range_mut(above.saturating_add(1)..).map(|(_, entry)| entry) {
             let Some(segment) = &entry.open else { continue };
             let durable = segment.synced_to.load(Ordering::Acquire) >= segment.end();
             if durable || !durable_only {
-                entry.rest();
+                entry.rest(has_readers);
             }
         }
     }
@@ -862,6 +928,7 @@ impl Journal {
     /// Opens a segment for what `with` does to it, and closes it again if it was not open: there may be more of them than
     /// descriptors. `None`: it is gone.
     fn with_segment<T>(&self, number: u64, with: impl FnOnce(&Segment) -> io::Result<T>) -> io::Result<Option<T>> {
+        let has_readers = self.has_readers();
         let (segment, was_open) = {
             let mut table = self.table.lock();
             let Some(entry) = table.get_mut(&number) else {
@@ -873,7 +940,7 @@ impl Journal {
         let done = with(&segment)?;
         drop(segment);
         if !was_open && let Some(entry) = self.table.lock().get_mut(&number) {
-            entry.rest();
+            entry.rest(has_readers);
         }
         Ok(Some(done))
     }
@@ -1039,6 +1106,7 @@ impl Journal {
             origin: None,
             noted: false,
             due_ms: 0,
+            only: None,
         };
         if synced_to < tail.end || tail.end + frame.total_len() > tail.limit {
             return Ok(());
@@ -1054,8 +1122,13 @@ impl Journal {
 
     /// The segments whose items are all done, or cleared.
     pub(crate) fn spent(&self) -> BTreeSet<u64> {
+        let readers = self.readers();
         let table = self.table.lock();
-        table.iter().filter(|(_, entry)| entry.is_spent()).map(|(number, _)| *number).collect()
+        let spent = table.iter().filter(|(_, entry)| entry.is_spent());
+        spent
+            .filter(|(number, entry)| self.is_read_by_all(&readers, **number, entry))
+            .map(|(number, _)| *number)
+            .collect()
     }
 
     /// Whether a segment holds no item from the id `id` on.
@@ -1067,10 +1140,13 @@ impl Journal {
     /// because somebody holds it.
     pub(crate) fn free_spent(&self, listed: &BTreeSet<u64>) -> io::Result<bool> {
         let mut left = false;
+        // From the look on: a reader that begins with the oldest item must not count what is about to leave.
+        let _giving = self.giving.lock();
+        let readers = self.readers();
         let spent: Vec<Spent> = {
             let table = self.table.lock();
             let spent = table.iter().filter(|(number, entry)| {
-                if !listed.contains(*number) || !entry.is_spent() {
+                if !listed.contains(*number) || !entry.is_spent() || !self.is_read_by_all(&readers, **number, entry) {
                     return false;
                 }
                 let held = entry.is_held();
@@ -1097,7 +1173,7 @@ impl Journal {
         })?;
         self.tail.lock().unsynced.retain(|number| !freed.iter().any(|freed| freed.number == *number));
         let mut first_error = Ok(());
-        let _giving = self.giving.lock();
+        let mut gone = Vec::with_capacity(freed.len());
         for Spent { number, len, .. } in freed {
             // The header took its time. Meanwhile a sync may have got hold of the segment, which then must not be used for
             // something else, or given it its final name; or somebody else may have freed it.
@@ -1109,6 +1185,7 @@ impl Journal {
                 }
                 table.remove(&number)
             };
+            gone.push(number);
             if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {
                 let whole = !entry.may_have_holes && entry.holes.bytes == 0;
                 self.context.pool.add_disk_bytes(entry.holes.bytes.into());
@@ -1117,6 +1194,7 @@ impl Journal {
                 first_error = first_error.and(given);
             }
         }
+        self.forget_lanes(&gone);
         first_error.map(|()| left)
     }
 
@@ -1233,6 +1311,8 @@ impl Journal {
         let mut table = self.table.lock();
         let bytes = table.values().map(Entry::disk_bytes).sum();
         table.clear();
+        drop(table);
+        self.close_readers();
         bytes
     }
 
@@ -1242,6 +1322,7 @@ impl Journal {
 
     /// The last word on the header: who looked at the set before it was closed, and comes only now, stores nothing any more.
     pub(crate) fn close_meta(&self) {
+        self.close_readers();
         self.meta.lock().closed = true;
     }
 
@@ -1282,6 +1363,8 @@ struct Write {
     payload_bytes: u64,
     last_ms: u64,
     intake: Intake,
+    /// Items that are done for the queue's own reader from the start.
+    addressed: u32,
 }
 
 /// Writes the next frame behind what was written.
@@ -1311,12 +1394,17 @@ fn write_item(
         origin: item.moved.map(|moved| moved.origin),
         noted: item.moved.is_some_and(|moved| moved.noted),
         due_ms: item.due_ms,
+        only: item.only,
     };
     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
     let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
     let stored = (|| {
         if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
             segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
+        }
+        if item.only.is_some() {
+            // None of the queue's own, and before there is a frame: a process that dies in between leaves nothing to be met.
+            segment.mark_lost(write.ordinal)?;
         }
         segment.write_frame(write.end, &head[..head_len], item.payload)
     })();
@@ -1335,6 +1423,7 @@ fn write_item(
         write.intake.deferred += 1;
         write.intake.deferred_bytes += u64::from(frame.payload_len);
     }
+    write.addressed += u32::from(item.only.is_some());
     Ok(())
 }
 
@@ -1344,7 +1433,8 @@ fn frame_bytes(item: &NewItem<'_>) -> u64 {
     let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 }
         + if user { 8 } else { 0 }
         + if item.moved.is_some() { 16 } else { 0 }
-        + if item.due_ms != 0 { 8 } else { 0 };
+        + if item.due_ms != 0 { 8 } else { 0 }
+        + if item.only.is_some() { 8 } else { 0 };
     (frame::HEADER_BYTES as u64 + extension + item.payload.len() as u64).next_multiple_of(u64::from(frame::ALIGN))
 }
 
@@ -1364,14 +1454,17 @@ mod tests {
     #[test]
     fn a_frame_takes_as_many_bytes_as_were_reckoned() {
         let origins = [None, Some(0), Some(3)];
-        for (expiry_ms, user_flags, starts, due_ms) in [NEVER_MS, 7]
+        for (expiry_ms, user_flags, starts, (due_ms, only)) in [NEVER_MS, 7]
             .into_iter()
             .flat_map(|expiry_ms| [0, 5].map(|flags| (expiry_ms, flags)))
             .flat_map(|(expiry_ms, flags)| origins.map(|starts| (expiry_ms, flags, starts)))
-            .flat_map(|(expiry_ms, flags, starts)| [0, 9].map(|due_ms| (expiry_ms, flags, starts, due_ms)))
+            .flat_map(|(expiry_ms, flags, starts)| {
+                [(0, None), (9, None), (0, Some(8)), (9, Some(NAMED_READERS))]
+                    .map(|behind| (expiry_ms, flags, starts, behind))
+            })
         {
             let moved = starts.map(|starts| Moved { origin: (1, 2), starts, noted: false });
-            let item = NewItem { payload: &[1; 13], expiry_ms, due_ms, user_flags, moved };
+            let item = NewItem { payload: &[1; 13], expiry_ms, due_ms, user_flags, moved, only };
             let frame = Frame {
                 kind: if due_ms == 0 { Kind::Item } else { Kind::Deferred },
                 payload_len: 13,
@@ -1386,6 +1479,7 @@ mod tests {
                 origin: moved.map(|moved| moved.origin),
                 noted: false,
                 due_ms,
+                only,
             };
             assert_eq!(frame_bytes(&item), u64::from(frame.total_len()), "{item:?}");
         }

@@ -1158,7 +1158,9 @@ impl<'a> Recovery<'a> {
                     }
                     segment.write_frame(to.end, &head[..head_len], &payload)?;
                     let id = old.header.first_id + u64::from(from.count);
-                    let is_done = id <= self.clear_id || lanes.get(from.count) == Some(Lane::Done);
+                    // What is addressed is none of the queue's own, also where a power cut took the mark.
+                    let is_done =
+                        id <= self.clear_id || lanes.get(from.count) == Some(Lane::Done) || frame.only.is_some();
                     let is_done = is_done && !planted::is(Bug::CopyWithoutMarks);
                     match lanes.get(from.count) {
                         _ if is_done => {

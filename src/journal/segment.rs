@@ -165,7 +165,14 @@ impl Segment {
         Ok(self.progress.done_one())
     }
 
-    /// Marks an item done that was counted as done already.
+    /// Counts items of the tail that were marked done as they were written.
+    pub(crate) fn count_done(&self, count: u32) {
+        for _ in 0..count {
+            self.progress.done_one();
+        }
+    }
+
+    /// Marks an item done that was counted as done already, or is to be.
     pub(crate) fn mark_lost(&self, ordinal: u32) -> io::Result<()> {
         self.store_lane(ordinal, Lane::Done)
     }

@@ -7,6 +7,7 @@ use crate::ids::{ItemId, NEVER_MS};
 use crate::journal::{Journal, NewItem};
 use crate::options::{PutOptions, WhenFull};
 use crate::queue::core::{Core, OS};
+use crate::queue::fanout::Goal;
 use crate::queue::put::{due_ms, expiry_ms};
 use crate::sync::Ordering;
 use crate::upkeep::Chore;
@@ -46,7 +47,7 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
     // Nobody else holds two tails; those who come here take them in one order.
     let mut order: Vec<usize> = (0..cores.len()).collect();
     order.sort_by_key(|&index| cores[index].life);
-    let mut tails: Vec<_> = order.iter().map(|&index| cores[index].journal.tail.lock()).collect();
+    let tails: Vec<_> = order.iter().map(|&index| cores[index].journal.tail.lock()).collect();
 
     let len = payload.len() as u64;
     let mut crowded = Vec::new();
@@ -100,30 +101,47 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
     };
     let put_ms = first.shared.clock.now_ms();
     let due_ms = if options.delay.is_zero() { 0 } else { due_ms(options.delay, &first.shared.clock) };
-    let mut expires = false;
-    let mut targets: Vec<_> = order
-        .iter()
-        .zip(&mut tails)
-        .map(|(&index, tail)| {
-            let core = &cores[index];
-            let max_age_ms = core.limits.read().max_age_ms;
-            let expiry_ms = expiry_ms(options.expiry, put_ms, max_age_ms, &core.shared.clock);
-            expires |= expiry_ms != NEVER_MS;
-            (&core.journal, &mut **tail, NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved: None })
-        })
-        .collect();
+    // Who only passes on, and has nobody to pass on to, stores nothing.
+    let (mut takers, mut unread) = (Vec::with_capacity(cores.len()), Vec::new());
+    for (index, tail) in order.into_iter().zip(tails) {
+        let core = &cores[index];
+        let only = match core.goal() {
+            Goal::All => None,
+            Goal::Only(readers) => Some(readers),
+            Goal::Nobody => {
+                unread.push(core);
+                continue;
+            }
+        };
+        let mut max_age_ms = core.limits.read().max_age_ms;
+        if core.fanout.has_named() {
+            core.make_way(1, len);
+            max_age_ms = core.longest_age_ms();
+        }
+        let expiry_ms = expiry_ms(options.expiry, put_ms, max_age_ms, &core.shared.clock);
+        takers.push((index, tail, NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved: None, only }));
+    }
+    // Held over the append, so that nobody counts what is not for him.
+    let mut passed: Vec<_> =
+        takers.iter().map(|(index, _, item)| item.only.map(|_| cores[*index].reader.lock())).collect();
+    let mut targets: Vec<_> =
+        takers.iter_mut().map(|(index, tail, item)| (&*cores[*index].journal, &mut **tail, *item)).collect();
     let stored = Journal::append_to_all(&mut targets, put_ms);
-    let last = stored.map_err(|(at, error)| (order[at], cores[order[at]].append_error(error)))?;
+    drop(targets);
+    let last = stored.map_err(|(at, error)| (takers[at].0, cores[takers[at].0].append_error(error)))?;
     let mut ids = vec![ItemId(0); cores.len()];
     let mut awaited = Vec::new();
-    for ((&index, tail), id) in order.iter().zip(&mut tails).zip(last) {
-        let core = &cores[index];
+    for (((index, tail, item), passed), id) in takers.iter_mut().zip(&mut passed).zip(last) {
+        let core = &cores[*index];
+        if let Some(reader) = passed {
+            reader.leave_to_others(id, item.intake());
+        }
         let must_sync = core.must_sync(options.durability);
         let is_shown = !must_sync && core.journal.front.show_next(id - 1, id);
         if is_shown && core.journal.front.has_waiting() {
             awaited.push(core);
         }
-        ids[index] = ItemId(id);
+        ids[*index] = ItemId(id);
         if core.journal.wants_spare(tail) {
             core.shared.upkeep.ring(Chore::Arm(core.me.clone()));
         }
@@ -134,13 +152,18 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
             // It came behind an item that waits for a sync which is not its own.
             core.ring_sync();
         }
-        if expires || core.durability.load(Ordering::Relaxed) != OS {
+        if item.expiry_ms != NEVER_MS || core.durability.load(Ordering::Relaxed) != OS {
             core.ring_tend();
         }
+        core.each_named(|named| named.ring_expiry(item.expiry_ms));
     }
-    drop(tails);
-    for core in cores.iter().filter(|_| due_ms != 0) {
-        core.ring_due(due_ms);
+    drop(passed);
+    let takers: Vec<usize> = takers.into_iter().map(|(index, ..)| index).collect();
+    for core in unread {
+        core.fanout.leave_unread(1);
+    }
+    for index in takers.into_iter().filter(|_| due_ms != 0) {
+        cores[index].each_addressed(|core| core.ring_due(due_ms));
     }
     for core in awaited.into_iter().filter(|_| due_ms == 0) {
         core.announce();

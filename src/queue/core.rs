@@ -10,13 +10,14 @@ use std::time::Instant;
 use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
 use crate::error::{Error, GetError, OptionsError, SyncError};
-use crate::ids::{self, ItemId, Place};
+use crate::ids::{self, Cursor, ItemId, Place};
 use crate::journal::Journal;
 use crate::journal::commit::Commit;
 use crate::journal::lane::Lane;
 use crate::journal::moves::Moves;
 use crate::options::{Durability, QueueOptions, QueueOverrides};
 use crate::queue::archive::Archive;
+use crate::queue::fanout::Fanout;
 use crate::queue::handoff::Neighbours;
 use crate::queue::put::Limits;
 use crate::queue::state::States;
@@ -67,7 +68,10 @@ impl fmt::Debug for Shared {
 pub(crate) struct Core {
     pub(crate) name: String,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) journal: Journal,
+    /// Shared by the queue and its named readers.
+    pub(crate) journal: Arc<Journal>,
+    /// Who else reads that journal, or whose reader this is.
+    pub(crate) fanout: Fanout,
     /// Lock 3; the tail lock of the journal comes before it.
     pub(crate) reader: Mutex<Reader>,
     pub(crate) options: RwLock<QueueOptions>,
@@ -84,6 +88,7 @@ pub(crate) struct Core {
     pub(crate) create_ms: u64,
     /// The last id before this load of the queue.
     before_id: u64,
+    before_bytes: u64,
     pub(super) has_journal: bool,
     /// A `Tend` is on its way or waits.
     tending: AtomicBool,
@@ -145,18 +150,19 @@ impl Core {
     pub(crate) fn new(
         name: String,
         shared: Arc<Shared>,
-        journal: Journal,
+        journal: Arc<Journal>,
         mut reader: Reader,
         options: QueueOptions,
         report: RecoveryReport,
         create_ms: u64,
         has_journal: bool,
+        fanout: Fanout,
     ) -> Arc<Core> {
         reader.memory_bytes = options.memory_bytes;
         reader.max_age_ms = options.max_age_ms();
         reader.keeps_expired = options.expire_to.is_some() && !shared.read_only;
         // Who only looks moves nothing.
-        reader.max_attempts = if shared.read_only { u32::MAX } else { options.attempts_in(&name) };
+        reader.max_attempts = if shared.read_only { u32::MAX } else { options.attempts_in(queue_of(&name)) };
         Arc::new_cyclic(|me| Core {
             name,
             shared,
@@ -170,7 +176,9 @@ impl Core {
             report: Mutex::new(report),
             create_ms,
             before_id: journal.appended(),
+            before_bytes: journal.front.intake().payload_bytes,
             journal,
+            fanout,
             has_journal,
             tending: AtomicBool::new(false),
             sync_rung: AtomicBool::new(false),
@@ -197,7 +205,13 @@ impl Core {
             let items = self.reader.lock().stored_items();
             return Err(OptionsError::Journal { queue: self.name.clone(), items });
         }
+        self.check_readers_over(&options)?;
         Ok(options)
+    }
+
+    /// The queue's name, without that of the reader.
+    pub(crate) fn queue_name(&self) -> &str {
+        queue_of(&self.name)
     }
 
     /// Puts new options in force. The caller has checked and stored them.
@@ -214,12 +228,14 @@ impl Core {
             let mut reader = self.reader.lock();
             reader.memory_bytes = options.memory_bytes;
             reader.max_age_ms = options.max_age_ms();
-            reader.max_attempts = options.attempts_in(&self.name);
+            reader.max_attempts = options.attempts_in(self.queue_name());
             reader.keeps_expired = options.expire_to.is_some();
             reader.room(&mut wakes);
+            self.fanout.set_only(options.fanout_only);
             *self.options.write() = options;
         }
         wakes.wake();
+        self.hand_down_options();
         self.ring_tend();
         self.ring_age();
     }
@@ -255,15 +271,34 @@ impl Core {
                 return Err(Error::Closed);
             }
             self.shared.states.may_put().map_err(|_| Error::State { state: self.shared.states.in_force() })?;
-            let mut reader = self.reader.lock();
-            let stored = self.journal.clear(&mut tail);
-            stored.map_err(|source| {
+            let io = |source| {
                 let path = self.journal.context.dir.clone().unwrap_or_default();
                 Error::Io { path, source }
-            })?;
-            let cleared = reader.clear(tail.newest());
-            reader.room(&mut wakes);
-            cleared
+            };
+            if let Some(lanes) = &self.fanout.lanes {
+                let mut reader = self.reader.lock();
+                if reader.closed {
+                    return Err(Error::Closed);
+                }
+                lanes.begin_at(tail.next_id - 1).map_err(io)?;
+                let cleared = reader.clear(self.journal.end_of(&tail));
+                reader.room(&mut wakes);
+                cleared
+            } else {
+                let mut reader = self.reader.lock();
+                self.journal.clear(&mut tail).map_err(io)?;
+                let end = Cursor::behind(tail.newest());
+                let cleared = reader.clear(end);
+                reader.room(&mut wakes);
+                drop(reader);
+                // What the queue forgets is gone for all.
+                self.each_named(|named| {
+                    let mut reader = named.reader.lock();
+                    reader.clear(end);
+                    reader.room(&mut wakes);
+                });
+                cleared
+            }
         };
         wakes.wake();
         self.ring_free();
@@ -309,7 +344,7 @@ impl Core {
         let answer = ask(&self.journal.commit, &|durable| {
             self.journal.front.show(durable);
             // Always under its lock: who joined the line before sees what was shown, or is seen here.
-            self.reader.lock().promise(&mut wakes.borrow_mut());
+            self.each(|core| core.reader.lock().promise(&mut wakes.borrow_mut()));
         });
         wakes.into_inner().wake();
         answer
@@ -332,6 +367,14 @@ impl Core {
     }
 
     pub(crate) fn sync_round(&self) -> Result<(), SyncError> {
+        self.sync_segments()?;
+        if !self.journal.has_readers() {
+            return Ok(());
+        }
+        self.journal.sync_readers().map_err(|error| self.sync_error(Arc::new(error)))
+    }
+
+    fn sync_segments(&self) -> Result<(), SyncError> {
         // In this order: a sync that begins in between has nothing of the caller's to cover.
         if !self.journal.is_unsynced() && !self.journal.commit.is_asking() {
             return match self.journal.commit.failure() {
@@ -381,7 +424,8 @@ impl Core {
     }
 
     pub(crate) fn ring_free(&self) {
-        self.shared.upkeep.ring(Chore::Free(self.me.clone()));
+        let home = self.fanout.home.as_ref().unwrap_or(&self.me);
+        self.shared.upkeep.ring(Chore::Free(home.clone()));
     }
 
     /// Asks for a sync by the upkeep thread, for those who do not wait for one.
@@ -445,7 +489,7 @@ impl Core {
     #[cold]
     pub(super) fn announce(&self) {
         let mut wakes = Wakes::default();
-        self.reader.lock().promise(&mut wakes);
+        self.each(|core| core.reader.lock().promise(&mut wakes));
         wakes.wake();
     }
 
@@ -478,7 +522,10 @@ impl Core {
 
     /// Frees spent segments; `true`: one was still held and should be looked at again.
     pub(crate) fn free_spent(&self) -> bool {
-        let above = {
+        if let Some(home) = &self.fanout.home {
+            return home.upgrade().is_some_and(|home| home.free_spent());
+        }
+        let mut above = {
             let mut reader = self.reader.lock();
             if reader.closed {
                 return false;
@@ -486,10 +533,15 @@ impl Core {
             reader.let_go();
             reader.reading()
         };
+        self.each_named(|named| {
+            let mut reader = named.reader.lock();
+            reader.let_go();
+            above = above.min(reader.reading());
+        });
         let left = self.free_round();
         self.journal.rest_unused(above, self.durability.load(Ordering::Relaxed) != OS);
         let mut wakes = Wakes::default();
-        self.reader.lock().room(&mut wakes);
+        self.each(|core| core.reader.lock().room(&mut wakes));
         wakes.wake();
         left.unwrap_or(false)
     }
@@ -556,10 +608,17 @@ impl Core {
     /// Gives back the space of done items in segments that have held little for a while. The rules of freeing hold: what
     /// vouches for a mark stays until that is durable, and an archive is shown whole segments.
     fn thin_out(&self) {
+        if let Some(home) = &self.fanout.home {
+            if let Some(home) = home.upgrade() {
+                home.thin_out();
+            }
+            return;
+        }
         if self.shared.archive.is_some() || self.journal.commit.failure().is_some() {
             return;
         }
-        let below = self.reader.lock().reading_from();
+        let mut below = u64::MAX;
+        self.each(|core| below = below.min(core.reader.lock().reading_from()));
         let mut sparse = self.journal.sparse(below);
         // Most are spent a moment later: only those that were sparse the last time too.
         let before = std::mem::replace(&mut *self.sparse.lock(), sparse.keys().copied().collect());
@@ -635,12 +694,17 @@ impl Core {
     /// Ends a queue that nobody uses, as [`Core::shut`] does; `false`: somebody does.
     pub(crate) fn shut_idle(&self) -> bool {
         let mut tail = self.journal.tail.lock();
-        let mut reader = self.reader.lock();
-        if reader.closed || !reader.is_idle() || self.too_old_after_ms() != Some(0) {
+        let named = self.fanout.all();
+        let mut readers = vec![self.reader.lock()];
+        readers.extend(named.iter().map(|named| named.reader.lock()));
+        if readers.iter().any(|reader| reader.closed || !reader.is_idle()) || self.too_old_after_ms() != Some(0) {
             return false;
         }
-        (tail.closed, reader.closed) = (true, true);
-        reader.let_go();
+        tail.closed = true;
+        for reader in &mut readers {
+            reader.closed = true;
+            reader.let_go();
+        }
         true
     }
 
@@ -648,14 +712,25 @@ impl Core {
     pub(crate) fn shut(&self, refund: bool) {
         let mut wakes = Wakes::default();
         let mut tail = self.journal.tail.lock();
+        if self.fanout.home.is_none() {
+            tail.closed = true;
+            self.each(|core| core.end(refund, &mut wakes));
+        } else {
+            self.end(refund, &mut wakes);
+        }
+        drop(tail);
+        wakes.wake();
+    }
+
+    /// Under the tail lock.
+    fn end(&self, refund: bool, wakes: &mut Wakes) {
         let mut reader = self.reader.lock();
         if reader.closed {
             return;
         }
-        tail.closed = true;
         reader.closed = true;
-        reader.line.end(&mut wakes);
-        reader.space.end(&mut wakes);
+        reader.line.end(wakes);
+        reader.space.end(wakes);
         if refund {
             let held = reader.open.values().filter(|held| !held.cleared);
             let mut held: Vec<(Place, u32)> = held.map(|held| (held.place, held.starts)).collect();
@@ -670,9 +745,6 @@ impl Core {
         reader.open.clear();
         reader.leases.clear();
         reader.let_go();
-        drop(reader);
-        drop(tail);
-        wakes.wake();
     }
 
     /// Answers those who wait for the device, before the files of a queue that was shut leave.
@@ -690,7 +762,8 @@ impl Core {
             return Ok(());
         }
         self.journal.await_takers();
-        let untouched = !self.journal.is_unsynced() && self.journal.is_untouched();
+        let is_unsynced = self.journal.is_unsynced() || self.journal.has_dirty_readers();
+        let untouched = !is_unsynced && self.journal.is_untouched();
         if untouched {
             self.journal.disarm();
             return Ok(());
@@ -703,6 +776,8 @@ impl Core {
     pub(crate) fn stats(&self) -> QueueStats {
         let (segments, log_size, unsynced_bytes) = self.journal.gauges();
         let now_ms = self.shared.clock.exact_ms();
+        // Before the reader's lock, which comes after that of the list.
+        let readers = self.fanout.count();
         let reader = self.reader_ahead();
         let front = &self.journal.front;
         let (mem_items, mem_bytes) = reader.in_memory();
@@ -711,8 +786,8 @@ impl Core {
         QueueStats {
             items,
             bytes: reader.bytes(),
-            total_items: front.appended() - self.before_id,
-            put_bytes: front.intake().payload_bytes,
+            total_items: front.appended() - self.before_id - counts.others_items,
+            put_bytes: front.intake().payload_bytes - self.before_bytes - counts.others_bytes,
             get_hits: counts.get_hits,
             get_misses: counts.get_misses,
             mem_items,
@@ -745,8 +820,16 @@ impl Core {
             dead_lettered: counts.dead_lettered,
             deferred_items: reader.deferred().0,
             expiring_items: reader.aside(),
+            lag: reader.lag(),
+            readers,
+            unread_items: self.fanout.unread(),
         }
     }
+}
+
+/// The queue that a name is of, or whose reader.
+fn queue_of(name: &str) -> &str {
+    name.split_once('+').map_or(name, |(queue, _)| queue)
 }
 
 fn durability_code(options: &QueueOptions) -> u64 {

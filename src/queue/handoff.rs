@@ -13,7 +13,7 @@ use crate::journal::Moved;
 use crate::journal::lane::Lane;
 use crate::journal::letters;
 use crate::journal::moves::Running;
-use crate::journal::segment::Segment;
+use crate::journal::readers::View;
 use crate::options::{Durability, PutOptions};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
@@ -108,7 +108,7 @@ impl Core {
                 let found = reader.segment(&self.journal, place.segment);
                 let found =
                     found.map_err(|error| MoveFault::Io { queue: self.name.clone(), source: Arc::new(error) })?;
-                found.map(|segment| (Arc::clone(segment), place))
+                found.map(|segment| (segment.clone(), place))
             };
             reader.lease(id, serial, ENDLESS);
             (due_ms, old)
@@ -120,7 +120,7 @@ impl Core {
             Ok(Put { id: new_id, running, panicked }) => {
                 if !self.mark_moved(id, serial, old.as_ref()) {
                     // The new item alone tells of it: it must stay to be found.
-                    into.keep_all();
+                    into.home().keep_all();
                     self.shared.unmarked.store(true, Ordering::Release);
                 } else if into.journal.cleared() >= new_id.get() {
                     // Perhaps before the device had it: no sync covers what is cleared, so the old one's mark alone tells. A
@@ -154,8 +154,7 @@ impl Core {
         if self.is_durable(id) {
             options = options.durability(Durability::Sync);
         }
-        let moved =
-            Moved { origin: (self.journal.queue_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
+        let moved = Moved { origin: (self.origin_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
         let new = New { payloads: &[successor.payload], moved: Some(moved), note_len: successor.note_len };
         let mut ids = Vec::new();
         let put = catch_unwind(AssertUnwindSafe(|| into.put(new, &options, room, false, &mut ids)));
@@ -189,11 +188,12 @@ impl Core {
             // A mark that could not be stored is found by the old note alone; and no promise is too weak to be kept here: what
             // the note no longer covers comes twice after a power cut.
             let settle = || !self.shared.unmarked.load(Ordering::Acquire) && self.sync_round().is_ok();
-            let begun = self.shared.moves.begin(&self.name, &into.name, into.journal.appended() + 1, settle);
+            let home = into.home();
+            let begun = self.shared.moves.begin(&self.name, &home.name, into.journal.appended() + 1, settle);
             let begun = begun.map_err(|source| MoveFault::Io { queue: self.name.clone(), source: Arc::new(source) })?;
             // Only now that the move counts as running: who pays before that takes the debt for paid, and the mark is still to
             // come.
-            into.owe(self);
+            home.owe(self);
             Ok(Some(begun.ok_or(MoveFault::Closed)?))
         } else {
             Ok(None)
@@ -207,7 +207,7 @@ impl Core {
 
     /// The old item is done. Should the mark fail, this process has done with it all the same, and the next one finds the new.
     /// Whatever became of the queue meanwhile: a set that closes waits for this.
-    fn mark_moved(&self, id: u64, serial: u64, old: Option<&(Arc<Segment>, Place)>) -> bool {
+    fn mark_moved(&self, id: u64, serial: u64, old: Option<&(View, Place)>) -> bool {
         let _held = self.reader.lock().release(id, serial);
         old.is_none_or(|(segment, place)| self.finish(segment, place).is_ok())
     }
@@ -254,7 +254,7 @@ impl Core {
 
     fn dead_letters(&self) -> Result<Arc<Core>, MoveFault> {
         let name = self.options.read().dead_letters.clone();
-        let name = name.filter(|name| *name != self.name).ok_or(MoveFault::NoDeadLetters)?;
+        let name = name.filter(|name| name != self.queue_name()).ok_or(MoveFault::NoDeadLetters)?;
         let neighbours = self.shared.neighbours.get().and_then(std::sync::Weak::upgrade).ok_or(MoveFault::Closed)?;
         neighbours.queue(&name).map_err(|source| MoveFault::Open { queue: name, source })
     }
@@ -355,20 +355,19 @@ impl Core {
         let into = self.options.read().expire_to.clone();
         let Some(into) = into else {
             // Nobody wants them any more.
-            hand.let_go(|place| match self.journal.segment(place.segment) {
+            hand.let_go(|place| match self.view(place.segment) {
                 Ok(Some(segment)) => self.finish(&segment, place).is_ok(),
                 found => found.is_ok(),
             });
             return true;
         };
-        let neighbours = self.shared.neighbours.get().and_then(std::sync::Weak::upgrade);
-        let Some(Ok(into)) = neighbours.map(|neighbours| neighbours.queue(&into)) else {
+        let Some(into) = self.expires_into(&into) else {
             return false;
         };
         let Ok(running) = self.begin_moves(&into) else {
             return false;
         };
-        let mut stored: Vec<(Arc<Segment>, Place)> = Vec::new();
+        let mut stored: Vec<(View, Place)> = Vec::new();
         let mut newest = None;
         // A waker may panic: what is stored by then is seen through first.
         let put = catch_unwind(AssertUnwindSafe(|| {
@@ -386,7 +385,7 @@ impl Core {
             for (segment, place) in &stored {
                 if self.finish(segment, place).is_err() {
                     // The new item alone tells of it: it must stay to be found.
-                    into.keep_all();
+                    into.home().keep_all();
                     self.shared.unmarked.store(true, Ordering::Release);
                 }
             }
@@ -402,15 +401,24 @@ impl Core {
         }
     }
 
+    /// What expired items move into, by its name in the options.
+    fn expires_into(&self, name: &str) -> Option<Arc<Core>> {
+        if name == self.queue_name() {
+            // A reader's own end: moved to the queue's, it would come back to each of its readers, and from each of these again.
+            return self.me.upgrade();
+        }
+        self.shared.neighbours.get()?.upgrade()?.queue(name).ok()
+    }
+
     /// Puts an expired item's successor, without waiting for the device.
     fn put_expired(
         &self,
         place: &Place,
         into: &Core,
-        stored: &mut Vec<(Arc<Segment>, Place)>,
+        stored: &mut Vec<(View, Place)>,
         newest: &mut Option<u64>,
     ) -> Result<(), PutError> {
-        let Ok(Some(segment)) = self.journal.segment(place.segment) else {
+        let Ok(Some(segment)) = self.view(place.segment) else {
             return Ok(());
         };
         // What is damaged stays where it is, as it does for who takes it.
@@ -423,7 +431,7 @@ impl Core {
         if durable {
             options = options.durability(Durability::Sync);
         }
-        let moved = Moved { origin: (self.journal.queue_id(), place.id), starts: 0, noted: false };
+        let moved = Moved { origin: (self.origin_id(), place.id), starts: 0, noted: false };
         let new = New { payloads: &[item.data()], moved: Some(moved), note_len: 0 };
         let mut ids = Vec::new();
         let put =
@@ -465,11 +473,11 @@ impl Core {
         let cleared = self.journal.cleared();
         let mut marked = 0u64;
         self.journal.walk(lowest, |segment, id, offset, frame| {
-            if !ids.contains(&id) || id <= cleared || segment.lane(frame.ordinal)? == Some(Lane::Done) {
+            if !ids.contains(&id) || id <= cleared || self.lane(segment, frame.ordinal)? == Some(Lane::Done) {
                 return Ok(());
             }
             let mut reader = self.reader.lock();
-            reader.spent |= segment.mark_done(frame.ordinal)?;
+            reader.spent |= self.mark_done(segment, frame.ordinal)?;
             reader.forget(&segment.place(offset, frame));
             marked += 1;
             Ok(())

@@ -3,6 +3,7 @@
 pub(crate) mod all;
 pub(crate) mod archive;
 pub(crate) mod core;
+pub(crate) mod fanout;
 pub(crate) mod futures;
 pub(crate) mod handoff;
 pub(crate) mod open_item;
@@ -17,10 +18,10 @@ use std::time::{Duration, Instant};
 use self::core::{Core, Patience};
 use self::put::{New, Room};
 use self::take::{Mode, Took};
-use crate::error::{CloseError, Error, GetError, OptionsError, PutError, SyncError};
+use crate::error::{CloseError, Error, GetError, OpenError, OptionsError, PutError, SyncError};
 use crate::ids::ItemId;
 use crate::item::Item;
-use crate::options::{PutOptions, QueueOptions, QueueOverrides};
+use crate::options::{PutOptions, QueueOptions, QueueOverrides, ReaderOptions};
 use crate::set::QueueSet;
 use crate::stats::{QueueStats, RecoveryReport};
 use crate::typed::{Codec, TypedQueue};
@@ -77,8 +78,10 @@ impl Queue {
     /// A lowered limit applies to the next put and drops nothing. A lowered `max_age` applies to the items that wait.
     ///
     /// # Errors
-    /// [`OptionsError::Invalid`] names the field that is out of range; [`OptionsError::Journal`] if `journal` differs;
-    /// [`OptionsError::Io`] if the options could not be stored. Nothing is changed then.
+    /// [`OptionsError::Invalid`] names the field that is out of range, or that a [reader](Queue::reader) shares with its queue
+    /// and has otherwise; [`OptionsError::Queue`] the reader in which they would be wrong together with its own;
+    /// [`OptionsError::Journal`] if `journal` differs; [`OptionsError::Io`] if the options could not be stored. Nothing is
+    /// changed then.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -95,8 +98,8 @@ impl Queue {
         self.set_overrides(options.into())
     }
 
-    /// As [`set_options`](Queue::set_options) for the options that are given; the others follow the set's defaults from now on,
-    /// also those that were the queue's own before.
+    /// As [`set_options`](Queue::set_options) for the options that are given; the others follow the set's defaults from now on, or
+    /// a [reader](Queue::reader)'s its queue, also those that were its own before.
     ///
     /// # Errors
     /// As `set_options`, for the options that would be in force.
@@ -111,6 +114,9 @@ impl Queue {
             return Err(OptionsError::Closed);
         }
         let _changing = self.core.shared.changing_options.lock();
+        if self.core.fanout.home.is_some() {
+            return self.core.set_reader_overrides(own);
+        }
         let options = self.core.options_over(&own, &self.core.shared.defaults.read())?;
         let bytes = own.to_bytes();
         let stored = self.core.journal.update_meta(|meta| meta.options = bytes);
@@ -483,7 +489,8 @@ impl Queue {
         self.core.reader.lock().paused
     }
 
-    /// Removes every item put so far and returns how many waited. The time does not depend on their number.
+    /// Removes every item put so far and returns how many waited. The time does not depend on their number. What a queue forgets is
+    /// gone for its [readers](Queue::reader) too; clearing a reader clears it alone.
     ///
     /// Items that are open stay in their consumers' hands: closing them answers `Ok`, aborting them discards them. After a
     /// crash during the call either all or none of the items are gone; when it returns, they are gone durably.
@@ -536,6 +543,108 @@ impl Queue {
     /// What opening this queue found.
     pub fn recovery(&self) -> RecoveryReport {
         self.core.report.lock().clone()
+    }
+
+    /// The reader of this name, created if there is none: a queue over the same items with a state of its own, also found as
+    /// `queue+reader` in the set.
+    ///
+    /// A reader gets every item that is put after its creation, in order, once, whatever becomes of the item in the queue itself
+    /// or with other readers; items are stored once for all of them. Its handle is used as any queue's: opens, closes, leases,
+    /// attempts, expiry, [`pause`](Queue::pause), [`stats`](Queue::stats) and the line of those who wait are its own, and
+    /// [`clear`](Queue::clear) clears it alone. A segment's space comes back when the queue and all readers are done with it:
+    /// a slow reader never stops the others, its [`lag`](crate::QueueStats::lag) grows.
+    ///
+    /// A put to the reader goes to it alone. Its options are the queue's, also when these change, but for its own: by
+    /// [`reader_with`](Queue::reader_with), [`set_overrides`](Queue::set_overrides) or
+    /// [`QueueSetBuilder::queue_overrides`](crate::QueueSetBuilder::queue_overrides). Its own can be limits, `when_full`, `max_age`,
+    /// `expire_to`, `lease`, `max_attempts`, `dead_letters`, `memory_bytes` and `max_expire_sweep`; the journal is common to all. A
+    /// limit with [`DropOldest`](crate::WhenFull::DropOldest) drops the reader's own oldest; with another policy it holds for puts
+    /// to the reader alone, since a reader stops no put to the queue.
+    ///
+    /// # Durability
+    /// When this returns, the reader survives a power cut; after a crash during the call it is there or not. Blocks for the
+    /// device where it is created.
+    ///
+    /// # Errors
+    /// [`OpenError::InvalidName`] if the name does not have 1 to 200 bytes without NUL, or this is a reader itself;
+    /// [`OpenError::NoSpace`], [`OpenError::Io`] if it could not be stored: it is not there then; [`OpenError::ReadOnly`],
+    /// [`OpenError::State`], [`OpenError::Closed`], [`OpenError::Forked`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let orders = set.queue("orders")?;
+    /// let audit = orders.reader("audit")?;
+    /// orders.put("17 apples")?;
+    /// assert_eq!(orders.get()?.data(), b"17 apples");
+    /// assert_eq!(audit.stats().lag, 1);
+    /// assert_eq!(set.queue("orders+audit")?.get()?.data(), b"17 apples");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "fanout")]
+    #[doc(alias = "subscribe")]
+    pub fn reader(&self, name: &str) -> Result<Queue, OpenError> {
+        self.reader_with(name, &ReaderOptions::new())
+    }
+
+    /// As [`reader`](Queue::reader), with options that apply if it is created: where it starts, and what differs from the
+    /// queue's options. A reader that is there stays as it is.
+    ///
+    /// # Errors
+    /// As `reader`, and [`OpenError::Options`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use kestrel_core::ReaderOptions;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let orders = set.queue("orders")?;
+    /// orders.put("17 apples")?;
+    /// let late = orders.reader_with("late", &ReaderOptions::new().from_oldest(true))?;
+    /// assert_eq!((orders.len(), late.len()), (1, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reader_with(&self, name: &str, options: &ReaderOptions) -> Result<Queue, OpenError> {
+        let core = self.core.named_or_new(name, options)?;
+        Ok(Queue { core, _set: self._set.clone() })
+    }
+
+    /// The reader of this name if there is one.
+    pub fn get_reader(&self, name: &str) -> Option<Queue> {
+        Some(Queue { core: self.core.named(name)?, _set: self._set.clone() })
+    }
+
+    /// The names of this queue's readers, sorted, without the queue's own name before them.
+    pub fn readers(&self) -> Vec<String> {
+        self.core.names()
+    }
+
+    /// Removes a reader with its state; `false` if there was none. The queue and its other readers are not touched.
+    ///
+    /// Who waits on it gets `Closed`, and so does every later use of its handles. Space that it alone held comes back. After a
+    /// crash during the call it is there or not. A new reader of the same name starts anew.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that could not be stored: then the next open tells whether it is there. [`Error::ReadOnly`],
+    /// [`Error::State`], [`Error::Closed`], [`Error::Forked`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let orders = set.queue("orders")?;
+    /// orders.reader("audit")?;
+    /// assert!(orders.delete_reader("audit")?);
+    /// assert!(orders.readers().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn delete_reader(&self, name: &str) -> Result<bool, Error> {
+        self.may_change()?;
+        self.core.delete_named(name)
     }
 
     /// Closes the open item that a token names. `false`: it was ended before, or never was.

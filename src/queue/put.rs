@@ -10,6 +10,7 @@ use crate::journal::{AppendError, Moved, NewItem};
 use crate::options::{Durability, Expiry, PutOptions, QueueOptions, WhenFull};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience, SYNC};
+use crate::queue::fanout::Goal;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Finds, Reader};
 use crate::sync::Ordering;
@@ -175,23 +176,24 @@ impl Core {
     /// The set's disk is full: where the policy is to drop, drops oldest items until a segment is free, or all are gone.
     /// `false`: there was none to drop.
     pub(super) fn make_disk_room(&self) -> bool {
-        if self.limits.read().when_full != WhenFull::DropOldest {
+        // One who keeps everything keeps it for all: no room would come of what others drop.
+        let mut keeps = self.limits.read().when_full != WhenFull::DropOldest;
+        let (mut dropped, mut spent) = (false, false);
+        self.each(|core| keeps |= core.limits.read().when_full != WhenFull::DropOldest && !core.fanout.is_passed());
+        if keeps {
             return false;
         }
-        let mut dropped = false;
-        let spent = {
-            let mut reader = self.reader.lock();
-            if reader.closed {
-                return false;
-            }
-            while !reader.spent && matches!(reader.drop_oldest(&self.journal, self.rules()), Ok(true)) {
+        self.each(|core| {
+            let mut reader = core.reader.lock();
+            while !reader.closed && !reader.spent && matches!(reader.drop_oldest(&core.journal, core.rules()), Ok(true))
+            {
                 dropped = true;
             }
             let finds = reader.finds();
             drop(reader);
-            self.ring_for(Finds { spent: false, ..finds });
-            finds.spent
-        };
+            core.ring_for(Finds { spent: false, ..finds });
+            spent |= finds.spent;
+        });
         if spent {
             let listed = self.journal.spent();
             self.free_spent();
@@ -201,6 +203,45 @@ impl Core {
             }
         }
         spent || dropped
+    }
+
+    /// Readers that drop their oldest make room for an item that all get. The others take it whatever their limits say: a
+    /// reader stops no put but one to itself. Under the tail lock.
+    #[cold]
+    pub(super) fn make_way(&self, items: u64, bytes: u64) {
+        self.each_named(|core| {
+            let limits = *core.limits.read();
+            if !limits.bounded || limits.when_full != WhenFull::DropOldest {
+                return;
+            }
+            let rules = core.rules();
+            let mut reader = core.reader.lock();
+            if limits.broken(&reader, items, bytes).is_some() {
+                let _ = reader.sweep(&core.journal, rules, u64::MAX);
+            }
+            while limits.broken(&reader, items, bytes).is_some()
+                && matches!(reader.drop_oldest(&core.journal, rules), Ok(true))
+            {}
+            let finds = reader.finds();
+            drop(reader);
+            core.ring_for(finds);
+        });
+    }
+
+    /// The age that the oldest may reach whom a put is for: each applies its own to what it meets. Under the tail lock.
+    #[cold]
+    pub(super) fn longest_age_ms(&self) -> u64 {
+        let own = if self.fanout.is_passed() { 0 } else { self.limits.read().max_age_ms };
+        let mut longest = own;
+        self.each_named(|core| longest = longest.max(core.limits.read().max_age_ms));
+        longest
+    }
+
+    /// Has what expires for this reader found, after a put that may have brought it.
+    pub(super) fn ring_expiry(&self, expiry_ms: u64) {
+        if expiry_ms != NEVER_MS || self.limits.read().max_age_ms != NEVER_MS {
+            self.ring_tend();
+        }
     }
 
     fn broken(&self, new: New<'_>) -> Limit {
@@ -238,7 +279,7 @@ impl Core {
                 return Err(PutError::TooLarge { len, max: limits.max_item_size.into() });
             }
         }
-        if tail.closed {
+        if tail.closed || self.fanout.home.is_some() && self.reader.lock().closed {
             return Err(PutError::Closed);
         }
         if moved.is_none() {
@@ -301,10 +342,28 @@ impl Core {
             self.ring_for(finds);
         }
 
+        let only = match self.goal() {
+            Goal::All => None,
+            Goal::Only(readers) => Some(readers),
+            Goal::Nobody => {
+                let id = self.fanout.leave_unread(payloads.len() as u64);
+                ids.extend(payloads.iter().map(|_| id));
+                return Ok(Some(id));
+            }
+        };
+        let mut max_age_ms = limits.max_age_ms;
+        if self.fanout.has_named() {
+            self.make_way(payloads.len() as u64, new.bytes());
+            max_age_ms = self.longest_age_ms();
+        }
+        // Held over the append, so that nobody counts what is not for him.
+        let others = only.map_or_else(Vec::new, |only| self.not_addressed(only));
+        let mut passed: Vec<_> = others.iter().map(|core| core.reader.lock()).collect();
+
         let put_ms = self.shared.clock.now_ms();
-        let expiry_ms = expiry_ms(options.expiry, put_ms, limits.max_age_ms, &self.shared.clock);
+        let expiry_ms = expiry_ms(options.expiry, put_ms, max_age_ms, &self.shared.clock);
         let due_ms = if options.delay.is_zero() { 0 } else { due_ms(options.delay, &self.shared.clock) };
-        let item = |payload| NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved };
+        let item = |payload| NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved, only };
         let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let before = tail.next_id - 1;
         let last = if let [payload] = payloads {
@@ -321,14 +380,21 @@ impl Core {
             ids.extend((before + 1..=last).map(ItemId));
             last
         };
+        for (core, reader) in others.iter().zip(&mut passed) {
+            for (id, payload) in (before + 1..).zip(payloads) {
+                reader.leave_to_others(id, item(payload).intake());
+            }
+            core.pass_by(&tail, payloads.len() as u64);
+        }
         let front = &self.journal.front;
         let is_shown = !hide && front.show_next(before, last);
         let is_awaited = is_shown && front.has_waiting();
         let arm = self.journal.wants_spare(&mut tail);
         let spent = std::mem::take(&mut tail.spent);
+        drop(passed);
         drop(tail);
         if due_ms != 0 {
-            self.ring_due(due_ms);
+            self.each_addressed(|core| core.ring_due(due_ms));
         } else if is_awaited {
             self.announce();
         }
@@ -347,6 +413,7 @@ impl Core {
         if expiry_ms != NEVER_MS || self.durability.load(Ordering::Relaxed) != OS {
             self.ring_tend();
         }
+        self.each_named(|core| core.ring_expiry(expiry_ms));
         Ok(Some(ItemId(last)))
     }
 

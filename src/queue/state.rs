@@ -63,12 +63,14 @@ impl Core {
     /// The state has changed: whoever waits for what it no longer allows is told.
     pub(crate) fn meet_state(&self, wakes: &mut Wakes) {
         let _tail = self.journal.tail.lock();
-        let mut reader = self.reader.lock();
-        if self.shared.states.may_put().is_err() {
-            reader.space.end(wakes);
-        }
-        if self.shared.states.may_get().is_err() {
-            reader.line.end(wakes);
-        }
+        self.each(|core| {
+            let mut reader = core.reader.lock();
+            if self.shared.states.may_put().is_err() {
+                reader.space.end(wakes);
+            }
+            if self.shared.states.may_get().is_err() {
+                reader.line.end(wakes);
+            }
+        });
     }
 }

@@ -9,6 +9,7 @@ use crate::ids::{ItemId, Place};
 use crate::item::{DeadLetter, Item};
 use crate::journal::lane::Lane;
 use crate::journal::letters;
+use crate::journal::readers::View;
 use crate::journal::segment::Segment;
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience};
@@ -208,7 +209,7 @@ impl Core {
         }
     }
 
-    pub(super) fn finish(&self, segment: &Segment, place: &Place) -> std::io::Result<()> {
+    pub(super) fn finish(&self, segment: &View, place: &Place) -> std::io::Result<()> {
         if segment.mark_done(place.ordinal)? {
             self.ring_free();
         }

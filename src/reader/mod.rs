@@ -27,7 +27,8 @@ use crate::ids::{Cursor, NEVER_MS, Place};
 use crate::journal::Journal;
 use crate::journal::front::{Front, Intake};
 use crate::journal::lane::Lane;
-use crate::journal::segment::{FRAMES_AT, Segment};
+use crate::journal::readers::{ReaderLanes, View};
+use crate::journal::segment::FRAMES_AT;
 use deferred::Deferred;
 use leases::{ENDLESS, Leases};
 use waiters::{Line, Wakes};
@@ -83,6 +84,9 @@ pub(crate) struct Counts {
     pub(crate) damaged: u64,
     pub(crate) leases_ended: u64,
     pub(crate) dead_lettered: u64,
+    /// What came and was for other readers.
+    pub(crate) others_items: u64,
+    pub(crate) others_bytes: u64,
     pub(crate) last_age_ms: u64,
 }
 
@@ -119,6 +123,8 @@ struct Began {
 #[derive(Debug)]
 pub(crate) struct Reader {
     front: Arc<Front>,
+    /// `None`: the queue's own reader.
+    lanes: Option<Arc<ReaderLanes>>,
     ring: VecDeque<Place>,
     ring_bytes: u64,
     /// Ring places with an expiry of their own, and the earliest of these (never later than the truth).
@@ -137,13 +143,15 @@ pub(crate) struct Reader {
     /// Items that came and wait no more, and their payload bytes.
     gone_items: u64,
     gone_bytes: u64,
+    /// Items that came for other readers, and may be hidden yet; not among those gone. Their bytes are.
+    others: VecDeque<u64>,
     /// Of those that came since, what the cursor has passed: items with an expiry, and those with a delay.
     passed_expiring: u64,
     passed_deferred: u64,
     passed_deferred_bytes: u64,
     deferred: Deferred,
     /// The segment that was read last.
-    current: Option<Arc<Segment>>,
+    current: Option<View>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
     next_serial: u64,
     /// A segment became spent since this was last looked at.
@@ -173,7 +181,7 @@ pub(crate) struct Reader {
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) place: Place,
-    pub(crate) segment: Arc<Segment>,
+    pub(crate) segment: View,
 }
 
 /// Why no item could be taken, though one waits.
@@ -214,12 +222,28 @@ impl<'a> Rules<'a> {
 impl Reader {
     /// `first`: the first waiting item that recovery found; `newest`: the number of the newest segment.
     pub(crate) fn new(front: Arc<Front>, first: Option<Cursor>, newest: u64, items: u64, bytes: u64) -> Reader {
+        Self::beginning(front, None, first, Cursor::behind(newest), items, bytes)
+    }
+
+    /// A reader with lanes of its own, or the queue's. `first`: at or before the first waiting item; `end`: behind all of them.
+    /// For one that begins beside others, the tail's holder knows these.
+    pub(crate) fn beginning(
+        front: Arc<Front>,
+        lanes: Option<Arc<ReaderLanes>>,
+        first: Option<Cursor>,
+        end: Cursor,
+        items: u64,
+        bytes: u64,
+    ) -> Reader {
         let last_id = front.appended();
         let (cursor, read_id) = match first {
             Some(cursor) => (cursor, 0),
-            None => (Cursor::behind(newest), last_id),
+            None => (end, last_id),
         };
+        let (shown_id, intake) = (front.visible(), front.intake());
         Reader {
+            lanes,
+            others: VecDeque::new(),
             line: Line::known_to(Arc::clone(&front)),
             front,
             ring: VecDeque::new(),
@@ -229,9 +253,9 @@ impl Reader {
             aborted: BTreeMap::new(),
             cursor,
             read_id,
-            shown_id: last_id,
+            shown_id,
             cleared_id: 0,
-            began: Began { id: last_id, items, bytes, intake: Intake::default() },
+            began: Began { id: last_id, items, bytes, intake },
             gone_items: 0,
             gone_bytes: 0,
             passed_expiring: 0,
@@ -260,7 +284,8 @@ impl Reader {
 
     /// Items that wait, hidden and deferred ones too.
     pub(crate) fn stored_items(&self) -> u64 {
-        (self.began.items + (self.front.appended() - self.began.id)).saturating_sub(self.gone_items)
+        let gone = self.gone_items + self.others.len() as u64;
+        (self.began.items + (self.front.appended() - self.began.id)).saturating_sub(gone)
     }
 
     /// Their payload bytes.
@@ -297,7 +322,11 @@ impl Reader {
     /// Items that may be delivered, and deferred ones that the cursor has not reached: who is called for one of these finds
     /// nothing, and goes back to its place. Ids of one process are consecutive.
     fn visible(&self) -> u64 {
-        (self.began.items + (self.visible_id() - self.began.id)).saturating_sub(self.gone_items + self.deferred.len())
+        let visible_id = self.visible_id();
+        let others = self.others.iter().take_while(|id| **id <= visible_id).count() as u64;
+        // One that begins while items are hidden counts them as there.
+        (self.began.items + visible_id)
+            .saturating_sub(self.began.id + self.gone_items + others + self.deferred.len())
     }
 
     fn has_room(&self, payload_len: u32) -> bool {
@@ -314,10 +343,10 @@ impl Reader {
         self.ring.push_back(place);
     }
 
-    /// The cursor goes on behind an item.
+    /// The cursor goes on behind an item. What came for others was counted off when it came.
     fn pass(&mut self, id: u64, frame: &Frame, next: Cursor) {
         self.read_id = id;
-        if id > self.began.id {
+        if id > self.began.id && self.is_addressed(frame) {
             self.passed_expiring += u64::from(frame.expiry_ms.is_some());
             if frame.due_ms != 0 {
                 self.passed_deferred += 1;
@@ -356,6 +385,12 @@ impl Reader {
         }
     }
 
+    /// Items that came and that it is not done with.
+    pub(crate) fn lag(&self) -> u64 {
+        let open = self.open.values().filter(|held| !held.cleared).count();
+        self.stored_items() + self.aside() + open as u64
+    }
+
     /// Whether someone without a promise may take.
     pub(crate) fn has_unpromised(&mut self, rules: Rules<'_>) -> bool {
         // What has become due counts from here on.
@@ -365,9 +400,9 @@ impl Reader {
         !self.paused && (self.ring.len() as u64 > promised || self.visible() > promised)
     }
 
-    pub(crate) fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<&Arc<Segment>>> {
+    pub(crate) fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<&View>> {
         if self.current.as_ref().is_none_or(|current| current.number != number) {
-            self.current = journal.segment(number)?;
+            self.current = journal.segment(number)?.map(|segment| View::new(segment, self.lanes.as_ref()));
         }
         Ok(self.current.as_ref())
     }
@@ -417,7 +452,7 @@ impl Reader {
                 return Ok(None);
             };
             let found = match self.segment(journal, place.segment) {
-                Ok(Some(segment)) => segment.check_whole(rules.now_ms).map(|()| Some(Arc::clone(segment))),
+                Ok(Some(segment)) => segment.check_whole(rules.now_ms).map(|()| Some(segment.clone())),
                 Ok(None) => Ok(None),
                 Err(error) => Err(error),
             };
@@ -474,11 +509,35 @@ impl Reader {
     }
 
     /// Marks an item done that nobody is given. A set opened for looking only changes no file for it.
-    fn pass_over(&mut self, journal: &Journal, segment: &Segment, ordinal: u32) -> io::Result<()> {
+    fn pass_over(&mut self, journal: &Journal, segment: &View, ordinal: u32) -> io::Result<()> {
         if !journal.context.read_only {
             self.spent |= segment.mark_done(ordinal)?;
         }
         Ok(())
+    }
+
+    /// Whether an item is for this reader, as it is unless it names others.
+    fn is_addressed(&self, frame: &Frame) -> bool {
+        frame.only.is_none_or(|only| {
+            self.lanes.as_ref().is_some_and(|lanes| only == frame::NAMED_READERS || only == lanes.id)
+        })
+    }
+
+    /// The item that was just appended is for others. Under the tail lock, and under this one's since before the append, so
+    /// that nobody has counted it.
+    pub(crate) fn leave_to_others(&mut self, id: u64, intake: Intake) {
+        let visible_id = self.visible_id();
+        while self.others.front().is_some_and(|first| *first <= visible_id) {
+            self.others.pop_front();
+            self.gone_items += 1;
+        }
+        self.counts.others_items += 1;
+        self.counts.others_bytes += intake.payload_bytes;
+        self.others.push_back(id);
+        self.gone_bytes += intake.payload_bytes;
+        self.passed_expiring += intake.expiring;
+        self.passed_deferred += intake.deferred;
+        self.passed_deferred_bytes += intake.deferred_bytes;
     }
 
     /// The item no longer waits.
@@ -623,15 +682,16 @@ impl Reader {
         rules: Rules<'_>,
         until: u64,
         expired: Expired,
-        current: &mut Option<Arc<Segment>>,
+        current: &mut Option<View>,
     ) -> Result<bool, TakeError> {
         let at = self.cursor;
         let io = |error| TakeError::Io { segment: at.segment, offset: at.offset, error };
         if at.is_behind() || current.as_ref().is_none_or(|current| current.number != at.segment) {
-            *current = if at.is_behind() { None } else { journal.segment(at.segment).map_err(io)? };
+            let found = if at.is_behind() { None } else { journal.segment(at.segment).map_err(io)? };
+            *current = found.map(|segment| View::new(segment, self.lanes.as_ref()));
         }
         let segment = match current {
-            Some(segment) if at.offset < segment.end() => &**segment,
+            Some(segment) if at.offset < segment.end() => &*segment,
             // The frames end before the items do.
             Some(segment) if segment.is_sealed() && at.ordinal < segment.count() => {
                 return self.read_over_damage(journal, segment, at.offset, rules);
@@ -645,7 +705,7 @@ impl Reader {
             _ => match journal.segment_after(at.segment).map_err(io)? {
                 Some(next) => {
                     self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
-                    *current = Some(next);
+                    *current = Some(View::new(next, self.lanes.as_ref()));
                     return Ok(true);
                 }
                 None => {
@@ -673,6 +733,15 @@ impl Reader {
         let next = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
         let lane = segment.lane(at.ordinal).map_err(io)?;
         if lane == Some(Lane::Done) {
+            self.pass(id, &frame, next);
+            return Ok(true);
+        }
+        if !self.is_addressed(&frame) {
+            // It was marked when it was put, and a crash has taken the mark. Counted off then, if that was in this process.
+            self.pass_over(journal, segment, at.ordinal).map_err(io)?;
+            if id <= self.began.id {
+                self.gone(&segment.place(at.offset, &frame));
+            }
             self.pass(id, &frame, next);
             return Ok(true);
         }
@@ -707,7 +776,7 @@ impl Reader {
     fn read_over_damage(
         &mut self,
         journal: &Journal,
-        segment: &Segment,
+        segment: &View,
         end: u32,
         rules: Rules<'_>,
     ) -> Result<bool, TakeError> {
@@ -998,8 +1067,8 @@ impl Reader {
         self.gone(place);
     }
 
-    /// Everything that came so far is gone; returns how many waited. The tail's holder has sealed `newest`.
-    pub(crate) fn clear(&mut self, newest: u64) -> u64 {
+    /// Everything that came so far is gone; returns how many waited. The tail's holder says where that `end`s.
+    pub(crate) fn clear(&mut self, end: Cursor) -> u64 {
         let cleared = self.stored_items();
         self.deferred = Deferred::default();
         (self.passed_deferred, self.passed_deferred_bytes) = (0, 0);
@@ -1007,11 +1076,14 @@ impl Reader {
         self.aborted.clear();
         (self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, NEVER_MS);
         let last_id = self.front.appended();
-        self.front.show(last_id);
+        if self.lanes.is_none() {
+            self.front.show(last_id);
+        }
+        self.others.clear();
         self.began = Began { id: last_id, items: 0, bytes: 0, intake: self.front.intake() };
         (self.gone_items, self.gone_bytes, self.passed_expiring) = (0, 0, 0);
         (self.read_id, self.shown_id, self.cleared_id) = (last_id, last_id, last_id);
-        self.cursor = Cursor::behind(newest);
+        self.cursor = end;
         self.aside.clear();
         self.current = None;
         for held in self.open.values_mut() {

@@ -5,7 +5,7 @@
 //! <dir>/set                      set id, and the highest id of any deleted queue
 //! <dir>/aliases                  names that stand for several queues, if there are any
 //! <dir>/moves                    which queues items move between, while that is not settled
-//! <dir>/queues/<encoded name>/   meta, <number>.new, <number>.seg
+//! <dir>/queues/<encoded name>/   meta, <number>.new, <number>.seg, <id>.reader, <id>.<number>.lanes
 //! <dir>/pool/<number>.spare      segments for re-use
 //! <dir>/trash/                   deleted queues on their way out
 //! ```
@@ -31,12 +31,13 @@ use crate::format::{Fault, VERSION, name};
 use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
-use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss};
-use crate::options::{Durability, OnDamage, QueueOptions, QueueOverrides, State, StateOptions};
+use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss, write_new_file};
+use crate::options::{Durability, OnDamage, QueueOptions, QueueOverrides, ReaderOptions, State, StateOptions};
 use crate::planted::{self, Bug};
 use crate::queue::Queue;
 use crate::queue::archive::{Archive, RetiredSegment};
 use crate::queue::core::{Core, Patience, Shared};
+use crate::queue::fanout::Fanout;
 use crate::queue::handoff::Neighbours;
 use crate::queue::open_item::OpenItem;
 use crate::queue::state::States;
@@ -170,7 +171,7 @@ impl QueueSetBuilder {
         self
     }
 
-    /// Options of one queue; they win over the defaults and over what the queue has stored.
+    /// Options of one queue, or of one reader (`queue+reader`); they win over the defaults and over what the queue has stored.
     pub fn queue_options(self, name: &str, options: QueueOptions) -> Self {
         self.queue_overrides(name, options.into())
     }
@@ -265,7 +266,10 @@ impl QueueSetBuilder {
         self.defaults.check()?;
         for (name, own) in &self.overrides {
             check_name(name)?;
-            own.check_over(&self.defaults, name)?;
+            // A reader's are looked at together with those of its queue, once these are known.
+            if !name.contains('+') {
+                own.check_over(&self.defaults, name)?;
+            }
         }
         let disk = &self.disk;
         let io = |error| open_error(dir, error);
@@ -398,10 +402,11 @@ impl QueueSet {
         Queue { core, _set: self.clone() }
     }
 
-    /// The queue of this name, created if there is none.
+    /// The queue of this name, created if there is none; with a `+` in the name, the queue's [reader](Queue::reader), in the same
+    /// way: `a+b+c` is the reader `b+c` of the queue `a`.
     ///
-    /// Names have 1 to 200 bytes of UTF-8 without NUL and `+`. The first use of a queue recovers it, which takes time only
-    /// for what was not closed in good order.
+    /// Names of queues have 1 to 200 bytes of UTF-8 without NUL and `+`, those of readers as many without NUL. The first use of a
+    /// queue recovers it, which takes time only for what was not closed in good order.
     ///
     /// # Errors
     /// [`OpenError::InvalidName`]; [`OpenError::Corrupt`], [`OpenError::MissingSegment`], [`OpenError::ForeignSegment`],
@@ -419,7 +424,7 @@ impl QueueSet {
     /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
     pub fn queue_with(&self, name: &str, options: QueueOptions) -> Result<Queue, OpenError> {
         let own = QueueOverrides::from(options);
-        own.check_over(&self.inner.shared.defaults.read(), name)?;
+        self.check_given(&own, name)?;
         let core = self.load(name, Want::Create(Some(&own)))?.ok_or(OpenError::Closed)?;
         let queue = self.handle(core);
         // Where they are in force already, whosoever they are, nothing is stored.
@@ -435,13 +440,21 @@ impl QueueSet {
     /// # Errors
     /// As [`queue`](QueueSet::queue), and [`OpenError::Options`].
     pub fn queue_with_overrides(&self, name: &str, own: QueueOverrides) -> Result<Queue, OpenError> {
-        own.check_over(&self.inner.shared.defaults.read(), name)?;
+        self.check_given(&own, name)?;
         let core = self.load(name, Want::Create(Some(&own)))?.ok_or(OpenError::Closed)?;
         let queue = self.handle(core);
         if queue.overrides() != own {
             queue.set_overrides(own)?;
         }
         Ok(queue)
+    }
+
+    /// Before a queue is created for them; a reader looks at its own together with those of its queue.
+    fn check_given(&self, own: &QueueOverrides, name: &str) -> Result<(), OptionsError> {
+        match name.contains('+') {
+            true => Ok(()),
+            false => own.check_over(&self.inner.shared.defaults.read(), name).map(drop),
+        }
     }
 
     /// The options of queues that have none of their own.
@@ -495,14 +508,15 @@ impl QueueSet {
         Ok(self.load(name, Want::Existing)?.map(|core| self.handle(core)))
     }
 
-    /// The names of all queues, sorted.
+    /// The names of all queues, sorted; [`Queue::readers`] names the readers of one.
     pub fn names(&self) -> Vec<String> {
         let registry = self.inner.registry.lock();
         let aliases = self.inner.aliases.lock();
         registry.keys().filter(|name| !aliases.contains_key(*name)).cloned().collect()
     }
 
-    /// Removes a queue with all its items and files; `false` if there was none.
+    /// Removes a queue with all its items, readers and files; `false` if there was none. `queue+reader` removes that reader alone:
+    /// see [`Queue::delete_reader`].
     ///
     /// Who waits for an item of it gets `Closed` at once, and so does every later use of an old handle; a put that waits for the
     /// device is answered first. Items of it that are open stay with their consumers as values. A new queue of the same name
@@ -518,6 +532,12 @@ impl QueueSet {
         }
         let states = &self.inner.shared.states;
         states.may_put().map_err(|_| Error::State { state: states.in_force() })?;
+        if let Some((queue, reader)) = name.split_once('+') {
+            return match self.get_queue(queue)? {
+                Some(queue) => queue.delete_reader(reader),
+                None => Ok(false),
+            };
+        }
         if self.inner.aliases.lock().contains_key(name) {
             return Err(Error::Alias { name: name.to_owned() });
         }
@@ -712,9 +732,11 @@ impl QueueSet {
             ..SetStats::default()
         };
         for core in loaded {
-            let reader = core.reader.lock();
-            stats.curr_items += reader.items();
-            stats.bytes += reader.bytes();
+            core.each(|core| {
+                let reader = core.reader.lock();
+                stats.curr_items += reader.items();
+                stats.bytes += reader.bytes();
+            });
         }
         stats
     }
@@ -732,7 +754,7 @@ impl QueueSet {
         self.inner.close().map_err(Error::from)
     }
 
-    /// Removes up to `max` expired items from each queue now, and returns how many in all. The background does this once a
+    /// Removes up to `max` expired items from each queue and each reader now, and returns how many in all. The background does this once a
     /// second by itself for the queues that are open; this opens the others.
     ///
     /// # Errors
@@ -743,6 +765,9 @@ impl QueueSet {
         for name in self.names() {
             if let Some(queue) = self.get_queue(&name)? {
                 gone += queue.discard_expired(max)?;
+                for reader in queue.readers().iter().filter_map(|name| queue.get_reader(name)) {
+                    gone += reader.discard_expired(max)?;
+                }
             }
         }
         Ok(gone)
@@ -827,6 +852,9 @@ impl Inner {
         self.raise_id_floor(highest).map_err(|source| Error::Io { path: self.dir.join("set"), source })?;
         let was_there = !has_files || self.remove_files(name, loaded)?;
         self.shared.moves.leave(name);
+        for reader in loaded.map_or_else(Vec::new, Core::names) {
+            self.shared.moves.leave(&format!("{name}+{reader}"));
+        }
         *slot.core.lock() = None;
         self.registry.lock().remove(name);
         Ok(was_there)
@@ -851,8 +879,33 @@ impl Inner {
         store_set_meta(&mut file, changed)
     }
 
+    /// The queue of this name, or the reader `queue+reader`: the first `+` parts the two.
     fn load(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
         check_name(name)?;
+        let Some((queue, reader)) = name.split_once('+') else {
+            return self.load_queue(name, want);
+        };
+        let above = if let Want::Create(_) = want { Want::Create(None) } else { want };
+        let Some(home) = self.load_queue(queue, above)? else {
+            return Ok(None);
+        };
+        match want {
+            Want::Existing => Ok(home.named(reader)),
+            Want::Needed => home.named_or_new(reader, &ReaderOptions::new()).map(Some),
+            Want::Create(own) => {
+                let own = own.cloned().unwrap_or_default();
+                home.named_or_new(reader, &ReaderOptions::new().overrides(own)).map(Some)
+            }
+        }
+    }
+
+    /// What the builder says of the readers of a queue, by their names.
+    fn presets_of_readers(&self, queue: &str) -> BTreeMap<String, QueueOverrides> {
+        let of_queue = |name: &String| name.split_once('+').filter(|(of, _)| *of == queue).map(|(_, name)| name.to_owned());
+        self.overrides.iter().filter_map(|(name, own)| Some((of_queue(name)?, own.clone()))).collect()
+    }
+
+    fn load_queue(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
         let inner = self;
         inner.check_open().map_err(|error| match error {
             Error::Forked => OpenError::Forked,
@@ -888,7 +941,7 @@ impl Inner {
         // While we waited for the slot, the queue may have been deleted, or the set closed.
         if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
             drop(busy);
-            return self.load(name, want);
+            return self.load_queue(name, want);
         }
         if inner.shared.closed.load(Ordering::Acquire) {
             return Err(OpenError::Closed);
@@ -962,7 +1015,7 @@ impl Inner {
             return Ok(());
         };
         let io = |source| Error::Io { path: self.dir.join("moves"), source };
-        let moved = into.successors_of(from.journal.queue_id(), floor).map_err(io)?;
+        let moved = into.successors_of(from.origin_id(), floor).map_err(io)?;
         if !moved.is_empty() {
             // A process that died may have left the new ones in the page cache only: they must not be less durable than the
             // marks of the old ones.
@@ -1055,7 +1108,7 @@ impl Inner {
         let has_segments = !outcome.recovered.entries.is_empty();
         let durability = options.durability;
         let has_journal = options.journal;
-        let journal = Journal::new(context, outcome.recovered, options.segment_bytes);
+        let journal = Arc::new(Journal::new(context, outcome.recovered, options.segment_bytes));
         let front = Arc::clone(&journal.front);
         let reader = Reader::new(front, outcome.first, journal.newest(), outcome.items, outcome.bytes);
         let core = Core::new(
@@ -1067,8 +1120,13 @@ impl Inner {
             outcome.report,
             create_ms,
             has_journal,
+            Fanout::of_queue(options.fanout_only, self.presets_of_readers(name)),
         );
         *core.own.lock() = own;
+        core.load_readers().inspect_err(|_| {
+            let (_, bytes, _) = core.journal.gauges();
+            self.pool.forget_bytes(bytes);
+        })?;
         if !self.shared.read_only {
             if unproven && durability != Durability::Os && !planted::is(Bug::ServeUnproven) {
                 core.sync_round().map_err(|error| {
@@ -1331,8 +1389,11 @@ impl fmt::Debug for QueueSet {
     }
 }
 
+/// Checks the name of a queue, or of a reader, `queue+reader`.
 fn check_name(name: &str) -> Result<(), OpenError> {
-    name::check(name).map_err(|reason| OpenError::InvalidName { name: name.to_owned(), reason })
+    let (queue, reader) = name.split_once('+').map_or((name, None), |(queue, reader)| (queue, Some(reader)));
+    let checked = name::check(queue).and_then(|()| reader.map_or(Ok(()), name::check_reader));
+    checked.map_err(|reason| OpenError::InvalidName { name: name.to_owned(), reason })
 }
 
 fn open_error(path: &Path, source: io::Error) -> OpenError {
@@ -1371,28 +1432,6 @@ fn read_small(file: &File, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     file.read_at(0, &mut bytes)?;
     Ok(bytes)
-}
-
-/// A small header file that is there whole or not at all.
-fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Result<File> {
-    let tmp = dir.join(format!("{name}.tmp"));
-    match disk.unlink(&tmp) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = disk.create(&tmp)?;
-    let written = (|| {
-        file.allocate(meta::FILE_LEN as u64)?;
-        file.write_at(0, slot)?;
-        file.sync_data()?;
-        disk.rename(&tmp, &dir.join(name))?;
-        disk.sync_dir(dir)
-    })();
-    if let Err(error) = written {
-        let _ = disk.unlink(&tmp);
-        return Err(error);
-    }
-    Ok(file)
 }
 
 fn store_set_meta(file: &mut SetFile, changed: SetMeta) -> io::Result<()> {

@@ -148,6 +148,7 @@ pub fn segment(data: &[u8]) {
                     origin: None,
                     noted: false,
                     due_ms: 0,
+                    only: None,
                 };
                 let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
                 let len = frame::encode(&frame, header.salt, end, &mut head);

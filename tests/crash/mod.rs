@@ -12,4 +12,5 @@ mod handoffs;
 mod model;
 mod oracle;
 mod planted;
+mod readers;
 mod rules;

@@ -6,6 +6,9 @@ mod common;
 mod damage;
 #[cfg(feature = "testing")]
 mod expiry;
+mod fanout;
+#[cfg(feature = "testing")]
+mod fanout_clock;
 mod futures;
 mod import;
 mod layers;

@@ -169,8 +169,8 @@ const BUGS: &[Bug] = &[
     Bug(
         "published in silence",
         "queue/core.rs",
-        "self.reader.lock().promise(&mut wakes.borrow_mut());",
-        "if !PLANTED { self.reader.lock().promise(&mut wakes.borrow_mut()); }",
+        "self.each(|core| core.reader.lock().promise(&mut wakes.borrow_mut()));",
+        "if !PLANTED { self.each(|core| core.reader.lock().promise(&mut wakes.borrow_mut())); }",
     ),
     Bug(
         "shown behind what is hidden",
@@ -210,12 +210,7 @@ const BUGS: &[Bug] = &[
         "if PLANTED { self.tending.store(false, Ordering::Release); }\n        \
          let can_expire = self.reader.lock().can_expire();",
     ),
-    Bug(
-        "ended in silence",
-        "queue/core.rs",
-        "reader.line.end(&mut wakes);",
-        "if !PLANTED { reader.line.end(&mut wakes); }",
-    ),
+    Bug("ended in silence", "queue/core.rs", "reader.line.end(wakes);", "if !PLANTED { reader.line.end(wakes); }"),
     Bug(
         "resumed in silence",
         "queue/core.rs",

@@ -14,6 +14,8 @@ pub(crate) mod all;
 pub(crate) mod archive;
 #[path = "../../../src/queue/core.rs"]
 pub(crate) mod core;
+#[path = "../../../src/queue/fanout.rs"]
+pub(crate) mod fanout;
 #[path = "../../../src/queue/futures.rs"]
 pub(crate) mod futures;
 #[path = "../../../src/queue/handoff.rs"]

@@ -24,6 +24,7 @@ use crate::journal::segment::{FRAMES_AT, LEN_MIN, Segment};
 use crate::journal::{Context, Journal, MetaFile};
 use crate::options::{Durability, PutOptions, QueueOptions, State, WhenFull};
 use crate::queue::core::{Core, Patience, Shared};
+use crate::queue::fanout::Fanout;
 use crate::queue::futures::SyncedFuture;
 use crate::queue::put::{New, Room};
 use crate::queue::state::States;
@@ -277,6 +278,7 @@ fn write_frame(segment: &Segment, ordinal: u32) {
         origin: None,
         noted: false,
         due_ms: 0,
+        only: None,
     };
     assert_eq!(frame.total_len(), FRAME_LEN);
     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
@@ -358,9 +360,10 @@ fn queue_in(dir: Option<PathBuf>, options: QueueOptions, upkeep: Upkeep) -> Arc<
         neighbours: OnceLock::new(),
         archive: None,
     };
-    let journal = Journal::new(context, outcome.recovered, LEN_MIN);
+    let journal = Arc::new(Journal::new(context, outcome.recovered, LEN_MIN));
     let reader = Reader::new(Arc::clone(&journal.front), None, 0, 0, 0);
-    Core::new("q".into(), Arc::new(shared), journal, reader, options, RecoveryReport::default(), 0, true)
+    let fanout = Fanout::of_queue(false, BTreeMap::new());
+    Core::new("q".into(), Arc::new(shared), journal, reader, options, RecoveryReport::default(), 0, true, fanout)
 }
 
 fn os() -> QueueOptions {
