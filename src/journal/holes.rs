@@ -66,7 +66,7 @@ impl Journal {
     /// Gives back what only done items use of a segment. Returns the bytes.
     pub(crate) fn punch(&self, number: u64) -> io::Result<u32> {
         // From the look at the readers on: one that begins with the oldest item must not count what is about to go.
-        let _giving = self.giving.lock();
+        let _giving_back = self.giving_back.read();
         let readers = self.readers();
         let found = {
             let table = self.table.lock();

@@ -134,9 +134,11 @@ pub(crate) struct Journal {
     meta: Mutex<MetaFile>,
     /// The named readers, which a segment waits for before it is freed.
     readers: RwLock<Vec<Arc<ReaderLanes>>>,
-    /// Held while space is given back, whole segments or pages of them; `true` once the queue was deleted. Comes before the
-    /// tail lock.
+    /// Held while files of spent segments are given away; `true` once the queue was deleted. Comes before the table's.
     giving: Mutex<bool>,
+    /// Shared by those who give space back, whole segments or pages; taken alone by a reader that begins with what is there.
+    /// Comes before the tail lock.
+    giving_back: RwLock<()>,
     /// Frame bytes appended, written under the tail lock, and made durable: for the gauge.
     appended_bytes: AtomicU64,
     durable_bytes: AtomicU64,
@@ -404,6 +406,7 @@ impl Journal {
             meta: Mutex::new(recovered.meta),
             readers: RwLock::new(Vec::new()),
             giving: Mutex::new(false),
+            giving_back: RwLock::new(()),
             appended_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
         };
@@ -1141,7 +1144,7 @@ impl Journal {
     pub(crate) fn free_spent(&self, listed: &BTreeSet<u64>) -> io::Result<bool> {
         let mut left = false;
         // From the look on: a reader that begins with the oldest item must not count what is about to leave.
-        let _giving = self.giving.lock();
+        let _giving_back = self.giving_back.read();
         let readers = self.readers();
         let spent: Vec<Spent> = {
             let table = self.table.lock();
@@ -1174,6 +1177,7 @@ impl Journal {
         self.tail.lock().unsynced.retain(|number| !freed.iter().any(|freed| freed.number == *number));
         let mut first_error = Ok(());
         let mut gone = Vec::with_capacity(freed.len());
+        let _giving = self.giving.lock();
         for Spent { number, len, .. } in freed {
             // The header took its time. Meanwhile a sync may have got hold of the segment, which then must not be used for
             // something else, or given it its final name; or somebody else may have freed it.

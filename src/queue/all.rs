@@ -119,7 +119,11 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
             max_age_ms = core.longest_age_ms();
         }
         let expiry_ms = expiry_ms(options.expiry, put_ms, max_age_ms, &core.shared.clock);
-        takers.push((index, tail, NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved: None, only }));
+        takers.push((
+            index,
+            tail,
+            NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved: None, only },
+        ));
     }
     // Held over the append, so that nobody counts what is not for him.
     let mut passed: Vec<_> =

@@ -230,10 +230,9 @@ impl Core {
                 what: "options of a reader",
             })?;
             let own = self.fanout.presets.get(&name).cloned().unwrap_or(stored);
-            let (own, options) = self.reader_options(own).map_err(|source| OptionsError::Queue {
-                queue: self.name_of(&name),
-                source: Box::new(source),
-            })?;
+            let (own, options) = self
+                .reader_options(own)
+                .map_err(|source| OptionsError::Queue { queue: self.name_of(&name), source: Box::new(source) })?;
             let tail = self.journal.tail.lock();
             let past = if is_clean { Past::Closed } else { Past::Died };
             let backlog = self.journal.backlog(&tail, &lanes, past).map_err(io)?;
@@ -288,8 +287,7 @@ impl Core {
         if self.fanout.home.is_some() {
             return Err(OpenError::InvalidName { name: self.name_of(name), reason: "a reader has no readers" });
         }
-        readers::check_name(name)
-            .map_err(|reason| OpenError::InvalidName { name: self.name_of(name), reason })?;
+        readers::check_name(name).map_err(|reason| OpenError::InvalidName { name: self.name_of(name), reason })?;
         if self.is_forked() {
             return Err(OpenError::Forked);
         }
@@ -331,8 +329,7 @@ impl Core {
             let backlog = journal.backlog(&tail, &lanes, Past::New);
             let backlog = backlog.inspect_err(|_| journal.drop_reader(&lanes)).map_err(io)?;
             let report = RecoveryReport { clean: true, items: backlog.items, ..RecoveryReport::default() };
-            let core =
-                self.join_named(Arc::clone(&lanes), &backlog, journal.end_of(&tail), options, report, false);
+            let core = self.join_named(Arc::clone(&lanes), &backlog, journal.end_of(&tail), options, report, false);
             (lanes, core)
         };
         if let Err(error) = journal.store_reader(&lanes) {
@@ -414,9 +411,7 @@ impl Core {
         let (own, options) = self.home().reader_options(own)?;
         lanes.store_options(own.to_bytes()).map_err(|source| match self.reader.lock().closed {
             true => OptionsError::Closed,
-            false => {
-                OptionsError::Io { path: self.journal.context.dir.clone().unwrap_or_default(), source }
-            }
+            false => OptionsError::Io { path: self.journal.context.dir.clone().unwrap_or_default(), source },
         })?;
         *self.own.lock() = own;
         self.apply(options);

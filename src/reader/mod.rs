@@ -325,8 +325,7 @@ impl Reader {
         let visible_id = self.visible_id();
         let others = self.others.iter().take_while(|id| **id <= visible_id).count() as u64;
         // One that begins while items are hidden counts them as there.
-        (self.began.items + visible_id)
-            .saturating_sub(self.began.id + self.gone_items + others + self.deferred.len())
+        (self.began.items + visible_id).saturating_sub(self.began.id + self.gone_items + others + self.deferred.len())
     }
 
     fn has_room(&self, payload_len: u32) -> bool {

@@ -901,7 +901,8 @@ impl Inner {
 
     /// What the builder says of the readers of a queue, by their names.
     fn presets_of_readers(&self, queue: &str) -> BTreeMap<String, QueueOverrides> {
-        let of_queue = |name: &String| name.split_once('+').filter(|(of, _)| *of == queue).map(|(_, name)| name.to_owned());
+        let of_queue =
+            |name: &String| name.split_once('+').filter(|(of, _)| *of == queue).map(|(_, name)| name.to_owned());
         self.overrides.iter().filter_map(|(name, own)| Some((of_queue(name)?, own.clone()))).collect()
     }
 

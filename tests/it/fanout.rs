@@ -469,8 +469,14 @@ fn k161_a_queue_keeps_what_its_readers_need_of_it() {
     let refused = queue.set_overrides(QueueOverrides::default().dead_letters(None));
     assert!(matches!(&refused, Err(OptionsError::Queue { queue, .. }) if queue == "q+r"), "{refused:?}");
     assert!(world.set.set_defaults(fast()).is_err());
-    assert_eq!((queue.options(), r.options()), (fast().dead_letters("dead"), fast().dead_letters("dead").max_attempts(3)));
-    assert!(matches!(r.set_overrides(QueueOverrides::default().dead_letters(Some("q".into()))), Err(_)), "its own queue");
+    assert_eq!(
+        (queue.options(), r.options()),
+        (fast().dead_letters("dead"), fast().dead_letters("dead").max_attempts(3))
+    );
+    assert!(
+        matches!(r.set_overrides(QueueOverrides::default().dead_letters(Some("q".into()))), Err(_)),
+        "its own queue"
+    );
 }
 
 #[test]

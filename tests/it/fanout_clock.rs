@@ -242,10 +242,9 @@ fn attempts_are_counted_for_each_reader_and_its_dead_letters_do_not_come_back_to
     }
     set.run_chores();
     assert_eq!((q.len(), r.len(), r.stats().dead_lettered), (1, 0, 1));
-    let letter = dead.open().expect("there");
+    let letter = dead.get().expect("there");
     let told = letter.dead_letter().expect("a letter");
     assert_eq!((told.queue.as_str(), told.attempts, letter.data()), ("q+r", 2, &b"1"[..]));
-    letter.close().expect("closes");
     for _ in 0..5 {
         mourner.open().expect("there").abort();
         set.run_chores();
@@ -266,7 +265,11 @@ fn s40_from_oldest_passes_over_what_was_given_back() {
     q.put([7; 30_000]).expect("room");
     let held: Vec<_> = (0..8).map(|_| q.open().expect("there")).collect();
     for (n, item) in held.into_iter().enumerate() {
-        if n == 3 { drop(item.into_token()) } else { item.close().expect("closes") }
+        if n == 3 {
+            let _ = item.into_token();
+        } else {
+            item.close().expect("closes")
+        }
     }
     assert!(q.try_get().expect("reads").is_none());
     let before = q.stats().log_size;
