@@ -601,9 +601,8 @@ fn reload_changes_all_or_nothing() {
     let max_items = |client: &mut Client, queue: &str| -> String {
         client.send(format!("dump_config {queue}\r\n"));
         assert_eq!(client.line(), format!("queue '{queue}' {{"));
-        let line = client.line();
-        while client.line() != "END" {}
-        line.trim().to_owned()
+        let lines: Vec<String> = std::iter::repeat_with(|| client.line()).take_while(|line| line != "END").collect();
+        lines.iter().find(|line| line.starts_with("  max_items=")).expect("shown").trim().to_owned()
     };
     assert_eq!(
         (max_items(&mut client, "q"), max_items(&mut client, "own")),

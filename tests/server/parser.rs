@@ -17,9 +17,9 @@ fn requests(input: &[u8], size: usize) -> Vec<String> {
                     assert!(used > 0 && used <= left, "skips {used} of {left} bytes");
                     start += used;
                 }
-                Step::Request(request, used) => {
+                Step::Request(request, quiet, used) => {
                     assert!(used > 0 && used <= left, "uses {used} of {left} bytes");
-                    found.push(format!("{request:?}"));
+                    found.push(format!("{request:?} {quiet}"));
                     start += used;
                 }
                 Step::Broken(reply) => {
