@@ -829,9 +829,11 @@ fn take_everything(
         disk.advance_ms(until_ms.saturating_sub(disk.wall_ms()));
         sweep_all(set, setting);
         for name in ledger.queues() {
-            let seen = found.entry(name).or_default();
+            let all = found.entry(name).or_default();
             if let Some(queue) = queues.get(name) {
-                seen.extend(take_all(queue, ledger, name, cut, disk.wall_ms())?);
+                let seen = take_all(queue, ledger, name, cut, disk.wall_ms())?;
+                judge_delays(&seen, ledger, name, until_ms > 0)?;
+                all.extend(seen);
                 sweep_all(set, setting);
             }
         }
@@ -839,19 +841,22 @@ fn take_everything(
     Ok(found)
 }
 
-/// S39: among those that were never started, delayed ones come by the end of their delay, and before what was put after that.
-fn judge_delays(seen: &[Seen], ledger: &Ledger, name: &str) -> Verdict {
-    let mut last_due = (0, 0);
+/// S39: among those that were never started, delayed ones come before what was put after the end of their delay; by that end
+/// where it came while somebody looked (`late`), and in the order of their puts where it had come before the set was opened.
+fn judge_delays(seen: &[Seen], ledger: &Ledger, name: &str, late: bool) -> Verdict {
+    let mut last = (0, 0);
     let mut last_put_ms = 0;
     for seen in seen.iter().filter(|seen| seen.attempts == 1) {
         let Some(entry) = ledger.entries.get(&seen.key).filter(|entry| entry.queue == name) else { continue };
-        match entry.due_ms {
-            Some(due_ms) if (due_ms, seen.id) < last_due || last_put_ms > due_ms => {
-                return Err(format!("S39: {name}: key {} comes too late", seen.key));
-            }
-            Some(due_ms) => last_due = (due_ms, seen.id),
-            None => last_put_ms = last_put_ms.max(entry.put_ms),
+        let Some(due_ms) = entry.due_ms else {
+            last_put_ms = last_put_ms.max(entry.put_ms);
+            continue;
+        };
+        let at = (if late { due_ms } else { 0 }, seen.id);
+        if at < last || last_put_ms > due_ms {
+            return Err(format!("S39: {name}: key {} comes too late", seen.key));
         }
+        last = at;
     }
     Ok(())
 }
@@ -900,7 +905,6 @@ fn take_all(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut, now_ms: u64) -
         seen.push(Seen { key, id, attempts });
         let _ = item.into_token();
     }
-    judge_delays(&seen, ledger, name)?;
     Ok(seen)
 }
 

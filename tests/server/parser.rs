@@ -2,8 +2,9 @@
 
 use crate::protocol::{Parser, Step};
 
-/// The requests in `input` as the parser sees them when the bytes come in pieces of `size`.
-fn requests(input: &[u8], size: usize) -> Vec<String> {
+/// The requests in `input` as the parser sees them when the bytes come in pieces of `size`, the first byte of what the fuzz target
+/// is given.
+pub(crate) fn requests(input: &[u8], size: usize) -> Vec<String> {
     let mut parser = Parser::new(100);
     let mut found = Vec::new();
     let (mut start, mut end) = (0, 0);
