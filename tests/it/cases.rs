@@ -79,7 +79,7 @@ fn k13_counters_equal_a_model_after_a_random_run_and_never_fall() {
                 let is_over = dice(3) == 0;
                 let options = PutOptions::new();
                 let options = if is_over { options.expires_at(std::time::UNIX_EPOCH) } else { options };
-                if waiting.len() == MOST {
+                if waiting.len() >= MOST {
                     model.expired += waiting.iter().filter(|(_, is_over)| *is_over).count() as u64;
                     waiting.retain(|(_, is_over)| !is_over);
                 }
@@ -170,7 +170,7 @@ fn k31_of_a_close_and_two_aborts_by_three_threads_exactly_one_wins() {
 
 /// The figure is printed by the benchmark `marks`, too; here it is what the open reads that must not grow.
 #[test]
-fn k70_the_time_of_an_open_does_not_grow_with_the_backlog() {
+fn k70_an_open_reads_no_more_of_a_larger_backlog() {
     let mut read = Vec::new();
     for items in [1_000u32, 1_000_000] {
         let w = world_with(fast().segment_bytes(1 << 20));
