@@ -4,6 +4,10 @@
 #[cfg(not(unix))]
 compile_error!("kestrel-core needs a Unix system");
 
+// The crash harness includes examples, which know the crate by this name.
+#[cfg(test)]
+extern crate self as kestrel_core;
+
 mod clock;
 #[cfg(test)]
 #[path = "../tests/crash/mod.rs"]

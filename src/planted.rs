@@ -57,6 +57,8 @@ pub(crate) enum Bug {
     CopyWithoutSync,
     /// A recovery's copy leaves the marks behind.
     CopyWithoutMarks,
+    /// A recovery's copy leaves the delays behind.
+    CopyWithoutDelay,
     /// Items move between queues without the note that tells the next open to look.
     MoveWithoutRoute,
     /// The old item of a move is marked done before the new one is stored.

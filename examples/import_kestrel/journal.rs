@@ -8,8 +8,9 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// The largest item that a queue of this crate takes; larger ones are told.
-pub(crate) const ITEM_MAX: u64 = (256 << 20) - 8192;
+/// The largest item that a queue of this crate takes, less the 8 bytes that an item has ahead of it on its way; larger ones are
+/// told.
+pub(crate) const ITEM_MAX: u64 = (256 << 20) - 8192 - 8;
 
 /// An item, and where its data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Imports the queues of a Kestrel (or Starling) into a set: `import_kestrel [--dedup] <Kestrel's queue directory> <set>`.
 //!
 //! Stop Kestrel first. Its files are only read. Everything that can be read is imported; what could not is told, with file and
-//! offset, and the exit code is 1 then. Run it once: a second run puts all items again.
+//! offset, and the exit code is 1 then. A run that was ended, by whatever, is repeated: it goes on where the last one was, imports
+//! each item once, and leaves alone what is done. The queue `~imported` of the set keeps what was done; delete it to import anew.
 
 mod journal;
 mod write;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kestrel_core::QueueSet;
+use write::Came;
 
 /// A line on a terminal that shows how far the import has come.
 struct Bar {
@@ -46,13 +48,24 @@ fn run(from: &Path, into: &Path, dedup: bool) -> Result<bool, Box<dyn std::error
     let set = QueueSet::open(into)?;
     let mut all_read = true;
     for (queue, files) in &queues {
+        let name = write::name_of(queue);
+        if let Some(count) = write::done_before(&set, &name)? {
+            println!("{queue}: left alone: an earlier run has put its {count} items into {name:?}");
+            continue;
+        }
         let bytes = files.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum();
         let mut bar = Bar::new(format!("{queue}: reading"), bytes);
         let found = journal::replay(files, dedup, &mut |bytes| bar.add(bytes));
-        let name = write::name_of(queue);
-        let mut bar = Bar::new(format!("{queue}: writing"), found.items.len() as u64);
-        let count = write::write(&set, &name, &found, &mut |items| bar.add(items))?;
-        println!("{queue}: {count} items into {name:?}");
+        let mut bar = Bar::new(format!("{queue}: writing"), 2 * found.items.len() as u64);
+        match write::write(&set, &name, &found, &mut |items| bar.add(items))? {
+            Came::Imported(count, 0) => println!("{queue}: {count} items into {name:?}"),
+            Came::Imported(count, before) => {
+                println!("{queue}: {count} items into {name:?}, {before} of them by a run that was ended");
+            }
+            Came::Before(count) => {
+                println!("{queue}: left alone: an earlier run has put its {count} items into {name:?}")
+            }
+        }
         for note in &found.notes {
             println!("  {note}");
         }

@@ -67,7 +67,7 @@ fn run(config: Config) -> Result<(), AnyError> {
                 tokio::select! {
                     _ = term.recv() => break,
                     _ = int.recv() => break,
-                    _ = hup.recv() => if let Err(error) = server.reload().await {
+                    _ = hup.recv() => if let Err(error) = server.reload() {
                         eprintln!("memcache_server: {error}");
                     },
                 }

@@ -1149,6 +1149,10 @@ impl<'a> Recovery<'a> {
                         payload_crc: frame::payload_crc(header.salt, &payload),
                         time_delta: u32::try_from(put_ms.saturating_sub(header.base_ms)).unwrap_or(u32::MAX),
                         synced_to: 0,
+                        kind: match planted::is(Bug::CopyWithoutDelay) {
+                            true => Kind::Item,
+                            false => frame.kind,
+                        },
                         ..frame
                     };
                     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];

@@ -73,6 +73,22 @@ fn k129_an_expired_item_behind_a_live_head_counts_until_it_is_met() {
 }
 
 #[test]
+fn k114_a_clear_costs_the_same_however_many_items_there_are() {
+    let calls = |items: u32| {
+        let disk = SimDisk::new(1);
+        let set = open(&disk, Durability::Os).expect("opens");
+        let queue = set.queue("q").expect("opens");
+        for n in 0..items {
+            queue.put(n.to_le_bytes()).expect("room");
+        }
+        let before = disk.steps();
+        assert_eq!(queue.clear().expect("stored"), items.into());
+        disk.steps() - before
+    };
+    assert_eq!(calls(1_000), calls(10));
+}
+
+#[test]
 fn k132_a_sweep_of_all_queues_returns_the_sum() {
     let disk = SimDisk::new(1);
     let set = set_of(&disk);

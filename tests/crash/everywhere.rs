@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::oracle::{Cut, Ledger, Run, SYNC, Setting, Stop, Verdict, judge, open_with, what_is_there};
+use super::oracle::{Cut, Ledger, Run, SYNC, Setting, Stop, Verdict, judge, open_with};
 use super::rules::Rules;
 use crate::Durability;
 use crate::disk::sim::{Call, Fate, Op, SimDisk, SyncFailure, When};
@@ -92,6 +92,15 @@ pub(super) const WORKLOADS: &[Workload] = &[
         Setting { durability: Durability::Os, ..EXPIRING },
         moves_expire_to_and_lives,
     ),
+    workload("delays", SYNC, delays),
+    workload("delays, os", OS, delays),
+    workload("delays, every", EVERY, delays),
+    workload("delays, given back", SYNC, delays_given_back),
+    workload("delays, given back, os", OS, delays_given_back),
+    workload("delays and lives", SYNC, delays_and_lives),
+    workload("delays and lives, os", OS, delays_and_lives),
+    workload("delays and expire_to", EXPIRING, delays_and_expiry),
+    workload("delays and expire_to, os", Setting { durability: Durability::Os, ..EXPIRING }, delays_and_expiry),
 ];
 
 fn single_puts(run: &mut Run, _: u64) -> Result<(), Stop> {
@@ -227,6 +236,107 @@ fn moves_expire_to_and_lives(run: &mut Run, _: u64) -> Result<(), Stop> {
         run.drain("b", 1)?;
     }
     run.put("a", 30)
+}
+
+/// Delayed items wait in their segments while others come, go, and free what is around them.
+fn delays(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put_delayed("q", 40, 300, None)?;
+    run.put("q", 30)?;
+    run.put_delayed("q", 25_000, 100, None)?;
+    run.put_delayed("q", 50, 200, Some(150))?;
+    run.drain("q", 2)?;
+    run.put("q", 25_000)?;
+    run.put_delayed("q", 25_000, 1500, None)?;
+    run.pass(100);
+    run.drain("q", 1)?;
+    run.put("q", 30_000)?;
+    run.upkeep()?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.put("q", 20)?;
+    run.drain("q", 3)?;
+    run.sync("q")?;
+    run.put_delayed("q", 10, 50, None)?;
+    run.upkeep()
+}
+
+/// Items come back for later, also delayed ones.
+fn delays_given_back(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for size in [40, 25_000, 25_000] {
+        run.put("q", size)?;
+    }
+    run.put_delayed("q", 60, 20, None)?;
+    for ms in [500, 10] {
+        if let Some(key) = run.open("q")? {
+            run.abort_after(key, ms);
+        }
+    }
+    run.drain("q", 2)?;
+    run.pass(20);
+    run.upkeep()?;
+    if let Some(key) = run.open("q")? {
+        run.abort_after(key, 2000);
+    }
+    run.drain("q", 1)?;
+    run.put("q", 25_000)?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.drain("q", 1)?;
+    run.put("q", 10)
+}
+
+/// Each process finds what an earlier one has deferred: as long as it was, or no more where it was only given back for later.
+fn delays_and_lives(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for round in 0..3 {
+        run.put_delayed("q", 100, 1000, None)?;
+        run.put_delayed("q", 30_000, 30, None)?;
+        run.put("q", 30)?;
+        if let Some(key) = run.open("q")? {
+            run.abort_after(key, 100_000);
+        }
+        run.open("q")?;
+        if round == 1 {
+            run.reopen()?
+        } else {
+            run.die()?
+        }
+        run.drain("q", 1)?;
+        run.pass(30);
+        run.open("q")?;
+        run.upkeep()?;
+        run.drain("q", 1)?;
+    }
+    run.die()?;
+    run.pass(1000);
+    run.drain("q", 2)?;
+    run.put("q", 30)
+}
+
+/// Items expire before their delay ends, and behind it.
+fn delays_and_expiry(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put("b", 20)?;
+    run.drain("b", 1)?;
+    run.put_delayed("a", 40, 500, Some(10))?;
+    run.put_delayed("a", 25_000, 100, Some(1500))?;
+    run.put_delayed("a", 25_000, 2000, None)?;
+    run.put("a", 30)?;
+    run.upkeep()?;
+    run.pass(100);
+    if let Some(key) = run.open("a")? {
+        run.abort_after(key, 300);
+    }
+    run.pass(1001);
+    run.upkeep()?;
+    run.drain("a", 1)?;
+    run.die()?;
+    run.drain("a", 1)?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.pass(1001);
+    run.upkeep()?;
+    run.drain("b", 1)?;
+    run.drain("a", 1)?;
+    run.upkeep()
 }
 
 fn rolls(run: &mut Run, _: u64) -> Result<(), Stop> {
@@ -581,6 +691,7 @@ pub(super) fn random(run: &mut Run, seed: u64) -> Result<(), Stop> {
                 }
                 _ => run.upkeep()?,
             },
+            22 if dice.roll(2) == 0 => run.put_delayed(name, 300, dice.roll(2000), None)?,
             22 => run.pass(dice.roll(1500)),
             _ => run.upkeep()?,
         }
@@ -824,7 +935,7 @@ fn fail_step(
 fn next_life(disk: &SimDisk, ledger: &Ledger, setting: &Setting) -> Verdict {
     let second = disk.kill();
     let mut ledger = ledger.clone();
-    ledger.settle(&what_is_there(&second, setting), false);
+    ledger.settle_by(&second, setting, false);
     let told = |e| format!("cut in the second life: {e}");
     let set = open_with(&second, setting).map_err(|e| format!("second life: {e}"))?;
     for name in set.names() {
@@ -863,7 +974,7 @@ pub(super) fn two_lives(workload: &Workload, seed: u64, stride: usize, tally: &m
                 };
                 let mut run = Run::new(&cut, *setting);
                 run.ledger = first_ledger.clone();
-                run.ledger.settle(&what_is_there(&cut, setting), true);
+                run.ledger.settle_by(&cut, setting, true);
                 // A queue that this process only opens is as the first one left it.
                 run.ledger.life += 1;
                 let name = run.ledger.queues().into_iter().next().unwrap_or("q");
@@ -966,7 +1077,8 @@ fn what_a_recovery_discards_never_comes_back() {
 #[test]
 fn k65_expired_items_move_once_whatever_happens() {
     let seed = from_env("KESTREL_SEED", 1);
-    let mine: Vec<Workload> = WORKLOADS.iter().filter(|work| work.name.contains("expire_to")).copied().collect();
+    let mine: Vec<Workload> =
+        WORKLOADS.iter().filter(|work| work.name.starts_with("moves expire_to")).copied().collect();
     assert_eq!(mine.len(), 5);
     let effort = Effort { exhaustive: 5, random: 2, depth_2_every: 211, stride: 1 };
     let tally = in_parallel(&mine, |workload, tally| {
@@ -974,6 +1086,22 @@ fn k65_expired_items_move_once_whatever_happens() {
         failing_steps(workload, seed, true, 2, tally)?;
         failing_steps(workload, seed, false, 3, tally)?;
         two_lives(workload, seed, 11, tally)
+    });
+    tally.tell(seed);
+}
+
+/// The workloads of delays in every way.
+#[test]
+fn k141_s39_delays_hold_whatever_happens() {
+    let seed = from_env("KESTREL_SEED", 1);
+    let mine: Vec<Workload> = WORKLOADS.iter().filter(|work| work.name.starts_with("delays")).copied().collect();
+    assert_eq!(mine.len(), 9);
+    let effort = Effort { exhaustive: 4, random: 1, depth_2_every: 499, stride: 2 };
+    let tally = in_parallel(&mine, |workload, tally| {
+        explore(workload, seed, effort, tally)?;
+        failing_steps(workload, seed, true, 3, tally)?;
+        failing_steps(workload, seed, false, 7, tally)?;
+        two_lives(workload, seed, 17, tally)
     });
     tally.tell(seed);
 }

@@ -9,6 +9,7 @@ mod exact;
 mod faults;
 mod flips;
 mod handoffs;
+mod import;
 mod model;
 mod oracle;
 mod planted;

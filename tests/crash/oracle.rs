@@ -54,6 +54,11 @@ pub(super) struct Entry {
     noticed_ms: Option<u64>,
     close_noticed_ms: Option<u64>,
     pub(super) expires_ms: Option<u64>,
+    put_ms: u64,
+    /// When its delay ends.
+    pub(super) due_ms: Option<u64>,
+    /// When the delay ends with which this process gave it back.
+    back_ms: Option<u64>,
     /// Where it moves once it has expired, as it is.
     pub(super) expires_to: Option<&'static str>,
     /// The item that was asked to take its place.
@@ -87,6 +92,11 @@ impl Ledger {
         self.entries.values().flat_map(|entry| std::iter::once(entry.queue).chain(entry.expires_to)).collect()
     }
 
+    /// When the last delay ends, if there is any.
+    fn last_due_ms(&self) -> Option<u64> {
+        self.entries.values().filter_map(|entry| entry.due_ms).max()
+    }
+
     pub(super) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -101,9 +111,14 @@ impl Ledger {
         self.entries.values_mut().filter(move |entry| entry.queue == name)
     }
 
-    /// A recovery has shown what is there: from now on that was answered, and what is not there must never come back.
+    /// A recovery shows what is there: from now on that was answered, and what is not there must never come back.
     /// After a power cut all of it is durable too.
-    pub(super) fn settle(&mut self, there: &BTreeMap<u64, Seen>, power: bool) {
+    pub(super) fn settle_by(&mut self, disk: &SimDisk, setting: &Setting, power: bool) {
+        let there = what_is_there(disk, setting, self.last_due_ms());
+        self.settle(&there, power);
+    }
+
+    fn settle(&mut self, there: &BTreeMap<u64, Seen>, power: bool) {
         for (key, entry) in &mut self.entries {
             match there.get(key) {
                 Some(seen) => {
@@ -279,17 +294,29 @@ impl Run {
 
     pub(super) fn batch(&mut self, name: &'static str, sizes: &[usize]) -> Result<(), Stop> {
         let durability = self.setting.durability;
-        self.put_as(name, sizes, durability, None)
+        self.put_as(name, sizes, durability, (None, None))
     }
 
     /// Puts with a durability of its own.
     pub(super) fn put_durably(&mut self, name: &'static str, size: usize, durability: Durability) -> Result<(), Stop> {
-        self.put_as(name, &[size], durability, None)
+        self.put_as(name, &[size], durability, (None, None))
     }
 
     pub(super) fn put_expiring(&mut self, name: &'static str, size: usize, ms: u64) -> Result<(), Stop> {
         let durability = self.setting.durability;
-        self.put_as(name, &[size], durability, Some(ms))
+        self.put_as(name, &[size], durability, (Some(ms), None))
+    }
+
+    /// Puts an item that is not to be delivered before `ms` have passed, and after `expires_in` no more.
+    pub(super) fn put_delayed(
+        &mut self,
+        name: &'static str,
+        size: usize,
+        ms: u64,
+        expires_in: Option<u64>,
+    ) -> Result<(), Stop> {
+        let durability = self.setting.durability;
+        self.put_as(name, &[size], durability, (expires_in, Some(ms)))
     }
 
     fn put_as(
@@ -297,7 +324,7 @@ impl Run {
         name: &'static str,
         sizes: &[usize],
         durability: Durability,
-        expires_in: Option<u64>,
+        (expires_in, delay): (Option<u64>, Option<u64>),
     ) -> Result<(), Stop> {
         let Some(queue) = self.queue(name)? else { return Ok(()) };
         let first = self.ask(name, sizes);
@@ -314,6 +341,13 @@ impl Run {
                     if let Some(entry) = self.ledger.entries.get_mut(&first) {
                         entry.expires_ms = Some(expires_ms);
                         entry.expires_to = (self.setting.expire_to_b && name == "a").then_some("b");
+                    }
+                }
+                if let Some(ms) = delay {
+                    options = options.delay(Duration::from_millis(ms));
+                    let due_ms = self.disk.wall_ms() + ms;
+                    if let Some(entry) = self.ledger.entries.get_mut(&first) {
+                        entry.due_ms = Some(due_ms);
                     }
                 }
                 queue.put_with(one, &options).map(|id| vec![id.get()])
@@ -344,6 +378,9 @@ impl Run {
                 noticed_ms: None,
                 close_noticed_ms: None,
                 expires_ms: None,
+                put_ms: self.disk.wall_ms(),
+                due_ms: None,
+                back_ms: None,
                 expires_to: None,
                 moved_to: None,
             };
@@ -405,8 +442,12 @@ impl Run {
         self.ledger.opening = false;
         let Some(Some(item)) = opened else { return Ok(None) };
         let key = key_of(item.data()).ok_or(Stop)?;
+        let now_ms = self.disk.wall_ms();
         if let Some(entry) = self.ledger.entries.get_mut(&key) {
             entry.starts += 1;
+            if entry.queue == name && entry.due_ms.max(entry.back_ms).is_some_and(|due_ms| due_ms > now_ms) {
+                self.ledger.violation.get_or_insert(format!("K141: key {key} is delivered before its time"));
+            }
             // A mark that no sync has covered may be taken back together with a failed one's content.
             let closed = entry.close_ok && (entry.close_durable || !self.ledger.reverted);
             if closed || entry.clear_ok || entry.put == Put::Refused {
@@ -490,6 +531,16 @@ impl Run {
     pub(super) fn abort(&mut self, key: u64) {
         self.ledger.held.retain(|held| *held != key);
         drop(self.open.remove(&key));
+    }
+
+    /// Gives an item back for later.
+    pub(super) fn abort_after(&mut self, key: u64, ms: u64) {
+        self.ledger.held.retain(|held| *held != key);
+        let back_ms = self.disk.wall_ms() + ms;
+        if let (Some(item), Some(entry)) = (self.open.remove(&key), self.ledger.entries.get_mut(&key)) {
+            entry.back_ms = Some(back_ms);
+            item.abort_after(Duration::from_millis(ms));
+        }
     }
 
     /// Takes an item for good, in one call.
@@ -641,11 +692,13 @@ impl Run {
             self.ledger.violation.get_or_insert(format!("next life: {violation}"));
             return Err(Stop);
         }
-        self.ledger.settle(&what_is_there(&self.disk, &self.setting), false);
+        self.ledger.settle_by(&self.disk, &self.setting, false);
         Ok(())
     }
 
     fn leak(&mut self) {
+        // It was this process that gave them back for later.
+        self.ledger.entries.values_mut().for_each(|entry| entry.back_ms = None);
         for (_, item) in std::mem::take(&mut self.open) {
             let _ = item.into_token();
         }
@@ -682,7 +735,7 @@ impl Run {
         }
         self.disk = self.disk.restart_after_cut(fate);
         self.end_life();
-        self.ledger.settle(&what_is_there(&after, &self.setting), true);
+        self.ledger.settle_by(&after, &self.setting, true);
         self.begin()
     }
 
@@ -710,20 +763,24 @@ fn sweep_all(set: &QueueSet, setting: &Setting) {
     }
 }
 
-/// All items of all queues, by key; of a copy.
-pub(super) fn what_is_there(disk: &SimDisk, setting: &Setting) -> BTreeMap<u64, Seen> {
+/// All items of all queues, by key; of a copy, on which all delays are waited for.
+fn what_is_there(disk: &SimDisk, setting: &Setting, last_due_ms: Option<u64>) -> BTreeMap<u64, Seen> {
     let mut there = BTreeMap::new();
-    let Ok(set) = open_with(&disk.kill(), setting) else { return there };
-    sweep_all(&set, setting);
-    for name in set.names() {
-        let Ok(queue) = set.queue(&name) else { continue };
-        while let Ok(Some(item)) = queue.try_open() {
-            if let Some(key) = key_of(item.data()) {
-                there.insert(key, Seen { key, id: item.id().get(), attempts: item.attempts() });
-            }
-            let _ = item.into_token();
-        }
+    let copy = disk.kill();
+    let Ok(set) = open_with(&copy, setting) else { return there };
+    for until_ms in std::iter::once(0).chain(last_due_ms) {
+        copy.advance_ms(until_ms.saturating_sub(copy.wall_ms()));
         sweep_all(&set, setting);
+        for name in set.names() {
+            let Ok(queue) = set.queue(&name) else { continue };
+            while let Ok(Some(item)) = queue.try_open() {
+                if let Some(key) = key_of(item.data()) {
+                    there.insert(key, Seen { key, id: item.id().get(), attempts: item.attempts() });
+                }
+                let _ = item.into_token();
+            }
+            sweep_all(&set, setting);
+        }
     }
     there
 }
@@ -737,7 +794,8 @@ struct Look {
 }
 
 fn look(queue: &Queue) -> Look {
-    Look { items: queue.len(), bytes: queue.stats().bytes, redelivered: queue.recovery().redelivered }
+    let stats = queue.stats();
+    Look { items: queue.len() + stats.deferred_items, bytes: stats.bytes, redelivered: queue.recovery().redelivered }
 }
 
 /// Opens the set and those queues of the ledger that are there.
@@ -756,8 +814,55 @@ fn open_all(
     Ok((set, queues))
 }
 
+/// Takes all items of all queues, those that are there, and later those whose delay has ended. Sweeps in between: behind what was
+/// taken there was more, if memory is small.
+fn take_everything(
+    disk: &SimDisk,
+    set: &QueueSet,
+    queues: &BTreeMap<&'static str, Queue>,
+    ledger: &Ledger,
+    setting: &Setting,
+    cut: Cut,
+) -> Result<BTreeMap<&'static str, Vec<Seen>>, Fault> {
+    let mut found: BTreeMap<&str, Vec<Seen>> = BTreeMap::new();
+    for until_ms in std::iter::once(0).chain(ledger.last_due_ms()) {
+        disk.advance_ms(until_ms.saturating_sub(disk.wall_ms()));
+        sweep_all(set, setting);
+        for name in ledger.queues() {
+            let all = found.entry(name).or_default();
+            if let Some(queue) = queues.get(name) {
+                let seen = take_all(queue, ledger, name, cut, disk.wall_ms())?;
+                judge_delays(&seen, ledger, name, until_ms > 0)?;
+                all.extend(seen);
+                sweep_all(set, setting);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// S39: among those that were never started, delayed ones come before what was put after the end of their delay; by that end
+/// where it came while somebody looked (`late`), and in the order of their puts where it had come before the set was opened.
+fn judge_delays(seen: &[Seen], ledger: &Ledger, name: &str, late: bool) -> Verdict {
+    let mut last = (0, 0);
+    let mut last_put_ms = 0;
+    for seen in seen.iter().filter(|seen| seen.attempts == 1) {
+        let Some(entry) = ledger.entries.get(&seen.key).filter(|entry| entry.queue == name) else { continue };
+        let Some(due_ms) = entry.due_ms else {
+            last_put_ms = last_put_ms.max(entry.put_ms);
+            continue;
+        };
+        let at = (if late { due_ms } else { 0 }, seen.id);
+        if at < last || last_put_ms > due_ms {
+            return Err(format!("S39: {name}: key {} comes too late", seen.key));
+        }
+        last = at;
+    }
+    Ok(())
+}
+
 /// Takes all items, leaving them in flight, and checks each by itself.
-fn take_all(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut) -> Result<Vec<Seen>, Fault> {
+fn take_all(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut, now_ms: u64) -> Result<Vec<Seen>, Fault> {
     let mut seen: Vec<Seen> = Vec::new();
     let mut more_started = 0;
     let told = |e: crate::GetError| Fault::Told(format!("I1: {name}: open fails: {e}"));
@@ -774,8 +879,16 @@ fn take_all(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut) -> Result<Vec<
         if entry.queue == name && entry.id != 0 && entry.id != id {
             return wrong(format!("I4: {name}: key {key} had id {}, has {id}", entry.id));
         }
-        if seen.last().is_some_and(|last| id <= last.id) {
-            return wrong(format!("I3: {name}: id {id} after {:?}", seen.last()));
+        let own = entry.queue == name;
+        let last = seen.iter().rfind(|seen| ledger.entries.get(&seen.key).is_some_and(|entry| entry.due_ms.is_none()));
+        if entry.due_ms.is_none() && last.is_some_and(|last| id <= last.id) {
+            return wrong(format!("I3: {name}: id {id} after {last:?}"));
+        }
+        if own && entry.due_ms.is_some_and(|due_ms| due_ms > now_ms) {
+            return wrong(format!("K141: {name}: key {key} is delivered before its time"));
+        }
+        if own && entry.expires_ms.is_some_and(|expires_ms| now_ms > expires_ms) {
+            return wrong(format!("S31: {name}: key {key} expired and is delivered"));
         }
         let most = entry.starts + 1;
         let given_back = ledger.closing && ledger.held.contains(&key);
@@ -830,21 +943,12 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
     let looks: BTreeMap<&str, Look> = queues.iter().map(|(name, queue)| (*name, look(queue))).collect();
     let again = first.kill();
     let cut_again = first.power_cut(Fate::None);
-    sweep_all(&set, setting);
-    let mut found = BTreeMap::new();
-    for name in ledger.queues() {
-        let seen = match queues.get(name) {
-            Some(queue) => {
-                let seen = take_all(queue, ledger, name, cut)?;
-                // Behind what was taken there was more, if memory is small.
-                sweep_all(&set, setting);
-                judge_report(queue, ledger, name, cut, &seen, looks[name])?;
-                seen
-            }
-            None => Vec::new(),
-        };
-        judge_presence(name, &seen, ledger, setting, cut)?;
-        found.insert(name, seen);
+    let found = take_everything(&first, &set, &queues, ledger, setting, cut)?;
+    for (name, seen) in &found {
+        if let Some(queue) = queues.get(name) {
+            judge_report(queue, ledger, name, cut, seen, looks[name])?;
+        }
+        judge_presence(name, seen, ledger, setting, cut)?;
     }
     judge_moves(&found, ledger, setting, cut)?;
     judge_expired(&found, ledger, cut, disk.wall_ms())?;
@@ -867,18 +971,16 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
         drop(opened);
     }
     let now: BTreeMap<&str, Look> = queues.iter().map(|(name, queue)| (*name, look(queue))).collect();
-    sweep_all(&set, setting);
-    for (name, queue) in &queues {
+    for name in queues.keys() {
         let now = now[name];
         // The process in between held nothing.
         if looks.get(name).map(|first| Look { redelivered: 0, ..*first }) != Some(now) {
             return Err(Fault::Wrong(format!("I6: {name}: first {:?}, then {now:?}", looks.get(name))));
         }
-        let seen = take_all(queue, ledger, name, cut)?;
-        sweep_all(&set, setting);
-        if found.get(name) != Some(&seen) {
-            return Err(Fault::Wrong(format!("I6: {name}: first {:?}, then {seen:?}", found.get(name))));
-        }
+    }
+    let then = take_everything(&again, &set, &queues, ledger, setting, cut)?;
+    if found != then {
+        return Err(Fault::Wrong(format!("I6: first {found:?}, then {then:?}")));
     }
     if queues.len() != looks.len() {
         return Err(Fault::Wrong("I6: a queue is there at one open only".into()));
@@ -897,7 +999,7 @@ fn judge_once(disk: &SimDisk, ledger: &Ledger, setting: &Setting, cut: Cut) -> R
 
 /// Nobody acts on what a power cut could still unmake: what a recovered `Sync` queue shows is on the device.
 fn shown_is_durable(disk: &SimDisk, found: &BTreeMap<&str, Vec<Seen>>, ledger: &Ledger, setting: &Setting) -> Verdict {
-    let there = what_is_there(disk, setting);
+    let there = what_is_there(disk, setting, ledger.last_due_ms());
     for (name, seen) in found {
         for shown in seen {
             let moves = ledger.entries.get(&shown.key).is_some_and(|entry| entry.expires_to.is_some());
@@ -918,8 +1020,10 @@ fn judge_report(queue: &Queue, ledger: &Ledger, name: &str, cut: Cut, seen: &[Se
     let own: Vec<(u64, &Entry)> = ledger.of(name).collect();
     let may_come = ledger.entries.values().any(|entry| entry.expires_to == Some(name));
     let can_expire = may_come || own.iter().any(|(_, entry)| entry.expires_ms.is_some());
+    let has_delays = own.iter().any(|(_, entry)| entry.due_ms.is_some());
     let bytes: u64 = seen.iter().filter_map(|seen| ledger.entries.get(&seen.key)).map(|e| e.size as u64).sum();
-    if !can_expire && (seen.len() as u64, bytes) != (look.items, look.bytes) {
+    let is_right = seen.len() as u64 == look.items && (has_delays || bytes == look.bytes);
+    if !can_expire && !is_right {
         return Err(format!("I7: {name}: {look:?} announced, {} items of {bytes} bytes there", seen.len()));
     }
     if report.items != look.items {
@@ -958,10 +1062,11 @@ fn judge_presence(name: &str, seen: &[Seen], ledger: &Ledger, setting: &Setting,
     if present.len() != there.len() {
         return Err(format!("I1: {name}: an item is there twice"));
     }
-    if !present.is_sorted() {
+    let is_delayed = |key: &u64| ledger.entries.get(key).is_some_and(|entry| entry.due_ms.is_some());
+    if !present.iter().filter(|key| !is_delayed(key)).is_sorted() {
         return Err(format!("I3: {name}: order is {present:?}"));
     }
-    let highest = present.last().copied().unwrap_or(0);
+    let highest = present.iter().max().copied().unwrap_or(0);
     let own: Vec<(u64, &Entry)> = ledger.of(name).collect();
     let cleared_there = own.iter().any(|(key, entry)| entry.clear_asked && there.contains(key));
     // Where the oldest are dropped, the newest must be there.

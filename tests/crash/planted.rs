@@ -77,6 +77,7 @@ planted! {
     planted_eager_mark_is_caught: EagerMark;
     planted_copy_without_sync_is_caught: CopyWithoutSync;
     planted_copy_without_marks_is_caught: CopyWithoutMarks;
+    planted_copy_without_delay_is_caught: CopyWithoutDelay;
     planted_roll_without_extent_is_caught: RollWithoutExtent;
     planted_move_without_route_is_caught: MoveWithoutRoute;
     planted_mark_before_moved_is_caught: MarkBeforeMoved;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use journal::{Found, What};
 use kestrel_core::QueueSet;
+use write::Came;
 
 use crate::common::{drain, text};
 
@@ -293,8 +294,11 @@ fn import(kestrel: &Kestrel, into: &Path, queue: &str) -> QueueSet {
     let set = QueueSet::open(into).expect("opens");
     let mut steps = 0;
     let found = kestrel.replay(queue, false);
-    let count = write::write(&set, &write::name_of(queue), &found, &mut |n| steps += n).expect("writes");
-    assert_eq!((count, steps), (found.items.len() as u64, count));
+    let came = write::write(&set, &write::name_of(queue), &found, &mut |n| steps += n).expect("writes");
+    let count = found.items.len() as u64;
+    assert_eq!((came, steps), (Came::Imported(count, 0), 2 * count));
+    let again = write::write(&set, &write::name_of(queue), &found, &mut |_| {}).expect("looks");
+    assert_eq!(again, Came::Before(count));
     set
 }
 

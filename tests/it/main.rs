@@ -2,6 +2,7 @@
 //! fault model (F).
 
 mod aliases;
+mod cases;
 mod common;
 mod damage;
 #[cfg(feature = "testing")]

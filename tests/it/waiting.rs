@@ -25,7 +25,7 @@ fn s20_k75_k76_a_timed_get_answers_at_once_or_when_an_item_comes() {
 }
 
 #[test]
-fn s20_k77_k86_a_timed_get_never_ends_early_and_leaves_the_line() {
+fn s20_k77_a_timed_get_never_ends_early_and_leaves_the_line() {
     let w = world();
     let q = w.queue("q");
     let start = Instant::now();

@@ -601,9 +601,8 @@ fn reload_changes_all_or_nothing() {
     let max_items = |client: &mut Client, queue: &str| -> String {
         client.send(format!("dump_config {queue}\r\n"));
         assert_eq!(client.line(), format!("queue '{queue}' {{"));
-        let line = client.line();
-        while client.line() != "END" {}
-        line.trim().to_owned()
+        let lines: Vec<String> = std::iter::repeat_with(|| client.line()).take_while(|line| line != "END").collect();
+        lines.iter().find(|line| line.starts_with("  max_items=")).expect("shown").trim().to_owned()
     };
     assert_eq!(
         (max_items(&mut client, "q"), max_items(&mut client, "own")),
@@ -774,4 +773,209 @@ fn fuzz_corpus_of_the_parser_finds_nothing() {
             parser::check(&changed);
         }
     }
+}
+
+/// A target whose corpus does not get to a branch finds nothing there.
+#[test]
+fn fuzz_corpus_of_the_parser_gets_to_every_request_and_every_refusal() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/protocol");
+    let mut found = String::new();
+    for entry in std::fs::read_dir(corpus).expect("the corpus") {
+        let input = std::fs::read(entry.expect("readable").path()).expect("readable");
+        for request in parser::requests(&input[1..], usize::from(input[0]).max(1)) {
+            found += &(request + "\n");
+        }
+    }
+    for wanted in [
+        "Set(",
+        "Set(\"q\", PutOptions { expiry: At",
+        "Set(\"q\", PutOptions { expiry: In",
+        "]) true",
+        "TooLarge",
+        "Get(",
+        "open: true",
+        "close: true",
+        "abort: true",
+        "peek: true",
+        "Monitor(",
+        "Confirm(",
+        "Binary(",
+        "Other(\"delete\"",
+        "Other(\"flush_all\"",
+        "Other(\"stats\"",
+        "Other(\"status\"",
+        "malformed request",
+        "key too long",
+        "no queue named",
+        "options exclude each other",
+        "not UTF-8",
+        "line too long",
+        "flags have 32 bits",
+        "bad number",
+        "bad data chunk",
+    ] {
+        assert!(found.contains(wanted), "nothing in the corpus comes to {wanted}");
+    }
+}
+
+/// What the clients of `tests/clients` send, where they differ, and what each of them takes for an answer.
+#[test]
+fn k179_the_conversations_of_real_clients() {
+    let server = Server::start();
+    let binary: Vec<u8> = (0..=255).collect();
+    let set = |key: &str, data: &[u8], end: &str| {
+        [format!("set {key} 16 0 {}{end}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
+    };
+    // pymemcache puts without a reply, counts the five fields of `gets`, and looks for the key that it asked for.
+    let mut client = server.client();
+    client.send(set("q", &binary, " noreply"));
+    client.ask("gets q/open\r\n", [&b"VALUE q/open 16 256 1\r\n"[..], &binary, b"\r\nEND\r\n"].concat());
+    client.ask("get q/close\r\n", "END\r\n");
+    client.send("delete q noreply\r\nflush_all 0 noreply\r\n");
+    client.ask("get q\r\n", "END\r\n");
+    // python-memcached, Cache::Memcached and npm memcached: one reply to each, a missing key is an END.
+    let mut client = server.client();
+    client.ask(set("q", b"text", ""), "STORED\r\n");
+    client.ask("get q\r\n", "VALUE q 16 4\r\ntext\r\nEND\r\n");
+    client.ask("get missing\r\n", "END\r\n");
+    client.ask("delete q\r\n", "DELETED\r\n");
+    client.ask("delete q 0\r\n", "DELETED\r\n");
+    client.ask("flush_all\r\n", "OK\r\n");
+    // libmemcached (pylibmc, php-memcached, memccp) asks for the version first and takes digits only.
+    let mut client = server.client();
+    client.send("version\r\n");
+    let line = client.line();
+    let digits = line.strip_prefix("VERSION ").expect("that word").split('.').map(|part| part.parse::<u8>());
+    assert_eq!(digits.filter(Result::is_ok).count(), 3, "{line}");
+    client.ask("flush_all 0\r\n", "OK\r\n");
+    // pykestrel's words, and every line of stats is a name and a value.
+    let mut client = server.client();
+    client.ask("flush q\r\nreload\r\n", "END\r\nReloaded config.\r\n");
+    client.ask("set q 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.send("stats\r\n");
+    let lines: Vec<String> = std::iter::repeat_with(|| client.line()).take_while(|line| line != "END").collect();
+    assert!(lines.iter().all(|line| line.starts_with("STAT ") && line.split(' ').count() == 3), "{lines:?}");
+    for name in ["curr_items", "bytes", "uptime", "cmd_get", "total_connections", "queue_q_items", "queue_q_age"] {
+        assert!(lines.iter().any(|line| line.split(' ').nth(1) == Some(name)), "{name}");
+    }
+}
+
+#[test]
+fn aliases_put_to_several_queues_and_answer_gets_as_empty() {
+    let server = Server::with("[aliases]\nall = [\"a\", \"b\"]\n[queues.b]\nmax_items = 1\n");
+    let mut client = server.client();
+    client.put("all", "one");
+    client.ask("get all\r\nget all/t=1\r\nget all/peek\r\n", "END\r\nEND\r\nEND\r\n");
+    client.ask("delete all\r\nflush all\r\n", "DELETED\r\nEND\r\n");
+    // Where one refuses, none has it.
+    client.ask("set all 0 0 1\r\nx\r\n", "NOT_STORED\r\n");
+    client.ask("get a\r\nget a\r\nget b\r\n", values("a", &["one"]) + "END\r\n" + &values("b", &["one"]));
+    write_settings(&server.dir.path().join("settings.toml"), "[aliases]\nall = [\"c\"]\nmore = [\"all\", \"a\"]\n");
+    client.ask("reload\r\n", "Reloaded config.\r\n");
+    client.put("more", "two");
+    client.ask("get a\r\nget b\r\nget c\r\n", values("a", &["two"]) + "END\r\n" + &values("c", &["two"]));
+}
+
+#[test]
+fn every_option_of_the_library_is_a_word_of_the_settings() {
+    let settings = "[defaults]\nmax_age_ms = 60000\ndurability = 250\n[queues.q]\nexpire_to = \"late\"\n\
+                    max_age_ms = 0\nmax_queue_age_ms = 1500\ndrop_oldest = true\nlease_ms = 20\n";
+    let server = Server::with(settings);
+    let shown = |queue: &str| {
+        let mut client = server.client();
+        client.send(format!("dump_config {queue}\r\n"));
+        std::iter::repeat_with(|| client.line()).take_while(|line| line != "END").collect::<Vec<_>>().join("\n")
+    };
+    server.client().put("other", "x");
+    for (queue, line) in [
+        ("q", "expire_to=late"),
+        ("q", "max_age=none"),
+        ("q", "max_queue_age_ms=1500"),
+        ("q", "lease_ms=20"),
+        ("q", "when_full=DropOldest"),
+        ("q", "max_item_size=1048576"),
+        ("other", "max_age_ms=60000"),
+        ("other", "expire_to=none"),
+    ] {
+        assert!(shown(queue).lines().any(|shown| shown.trim() == line), "{queue}: {line}: {}", shown(queue));
+    }
+    // A put that waits would hold up all of the connection.
+    assert!(Config::parse("[queues.q]\nwhen_full = \"Wait\"\n").is_err());
+    assert!(Config::parse("[queues.q]\nexpire_too = \"late\"\n").is_err());
+    assert!(Config::parse("queues = 3\n").is_err());
+}
+
+#[test]
+fn bad_negative_numbers_are_errors_wherever_a_number_stands() {
+    let server = Server::start();
+    server.client().put("q", "one");
+    for request in [
+        "set q -1 0 1\r\nx\r\n",
+        "set q 0 0 -1\r\n",
+        "set q 0 --1 1\r\nx\r\n",
+        "set q 0 0 -0\r\n\r\n",
+        "get q/t=-5\r\n",
+        "monitor q -1\r\n",
+        "monitor q 1 -1\r\n",
+        "confirm q -1\r\n",
+        "flush_all -1\r\n",
+        "delete q -1\r\n",
+    ] {
+        server.client().fails(request, "CLIENT_ERROR");
+    }
+    server.client().ask("get q\r\nget q\r\n", values("q", &["one"]) + "END\r\n");
+}
+
+#[test]
+fn bad_ends_of_values_store_nothing_and_run_nothing() {
+    let server = Server::start();
+    for (bytes, data) in [(3, "onex\r\n"), (3, "one\rget q\r\n"), (3, "o\r\nversion\r\n"), (0, "x\r\n")] {
+        server.client().fails(format!("set q 0 0 {bytes}\r\n{data}"), "CLIENT_ERROR bad data chunk");
+    }
+    // Also behind a value that is skipped.
+    let large = "x".repeat(3 << 20);
+    let mut client = server.client();
+    client.send(format!("set q 0 0 {}\r\n{large}xx\r\nset q 0 0 1\r\nx\r\n", large.len()));
+    assert_eq!(client.line(), "SERVER_ERROR object too large for cache");
+    client.fails("", "CLIENT_ERROR bad data chunk");
+    assert_eq!(server.stat("queue_q_total_items"), None);
+    // A key may have 250 bytes; of these options take some.
+    let key = "k".repeat(200);
+    let mut client = server.client();
+    client.put(&key, "one");
+    let long = format!("{key}/{}", "f".repeat(49));
+    client.ask(format!("get {long}\r\n"), values(&long, &["one"]));
+}
+
+#[test]
+fn bad_ends_of_connections_lose_no_item() {
+    let server = Server::start();
+    // A client that closes its half while it waits has left: it is given nothing.
+    let mut client = server.client();
+    client.send("get q/t=3600000\r\n");
+    server.until("queue_q_waiters", 1);
+    client.reader.get_ref().shutdown(Shutdown::Write).expect("shut");
+    server.until("queue_q_waiters", 0);
+    // One that announces more than it sends takes no memory for it, and is gone when it leaves.
+    let mut client = server.client();
+    client.send("set q 0 0 1048576\r\nx");
+    client.send("y".repeat(1000));
+    drop(client);
+    // One that never reads is closed, and the items on their way to it are back.
+    let slow = Server::with("idle_timeout_ms = 500\n[defaults]\ndurability = \"os\"\n");
+    let data = "z".repeat(1 << 20);
+    let mut producer = slow.client();
+    for _ in 0..40 {
+        producer.put("big", &data);
+    }
+    let mut client = slow.client();
+    client.send("get big\r\n".repeat(40));
+    slow.until("queue_big_open_transactions", 0);
+    slow.until("curr_connections", 1);
+    let left = slow.stat("queue_big_items").expect("there");
+    assert!(left > 0, "what the sockets hold is gone, the rest is back");
+    let all = std::iter::repeat_with(|| slow.client().line_of("get big\r\n")).take_while(|line| line != "END").count();
+    assert_eq!(all as u64, left);
+    server.client().put("q", "one");
+    server.client().ask("get q\r\n", values("q", &["one"]));
 }

@@ -2,8 +2,9 @@
 
 use crate::protocol::{Parser, Step};
 
-/// The requests in `input` as the parser sees them when the bytes come in pieces of `size`.
-fn requests(input: &[u8], size: usize) -> Vec<String> {
+/// The requests in `input` as the parser sees them when the bytes come in pieces of `size`, the first byte of what the fuzz target
+/// is given.
+pub(crate) fn requests(input: &[u8], size: usize) -> Vec<String> {
     let mut parser = Parser::new(100);
     let mut found = Vec::new();
     let (mut start, mut end) = (0, 0);
@@ -17,9 +18,9 @@ fn requests(input: &[u8], size: usize) -> Vec<String> {
                     assert!(used > 0 && used <= left, "skips {used} of {left} bytes");
                     start += used;
                 }
-                Step::Request(request, used) => {
+                Step::Request(request, quiet, used) => {
                     assert!(used > 0 && used <= left, "uses {used} of {left} bytes");
-                    found.push(format!("{request:?}"));
+                    found.push(format!("{request:?} {quiet}"));
                     start += used;
                 }
                 Step::Broken(reply) => {

@@ -1,12 +1,13 @@
-//! The TOML file: the server's own settings, the options of all queues, and those of single queues.
+//! The TOML file: the server's own settings, the options of all queues, those of single queues, and aliases.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kestrel_core::{Durability, QueueOptions, WhenFull};
+use kestrel_core::{QueueOptions, QueueOverrides, WhenFull};
 use serde::Deserialize;
+use toml::{Table, Value};
 
 /// What the file may say; what it does not say has the value of [`Config::default`].
 #[derive(Clone, Debug, Deserialize)]
@@ -33,9 +34,14 @@ pub(crate) struct Config {
     /// Threads that serve connections; 0: half of the cores.
     threads: usize,
     /// Options of all queues.
-    defaults: Layer,
+    pub(crate) defaults: QueueOptions,
     /// Options of single queues, over the defaults.
-    queues: BTreeMap<String, Layer>,
+    pub(crate) queues: BTreeMap<String, QueueOverrides>,
+    /// Names that put to several queues.
+    pub(crate) aliases: BTreeMap<String, Vec<String>>,
+    /// The largest item that any queue takes.
+    #[serde(skip)]
+    pub(crate) value_max: usize,
     /// Where this was read from, for `reload`.
     #[serde(skip)]
     path: Option<PathBuf>,
@@ -43,6 +49,7 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
+        let defaults = QueueOptions::default();
         Config {
             data: PathBuf::from("kestrel-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 22133)),
@@ -54,88 +61,38 @@ impl Default for Config {
             kestrel_flush_all: false,
             max_disk_bytes: None,
             threads: 0,
-            defaults: Layer::default(),
+            value_max: defaults.max_item_size as usize,
+            defaults,
             queues: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             path: None,
         }
-    }
-}
-
-/// Options of a queue, as far as they are said. A new option of the library gets a line here, in `over` and in `shown`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Layer {
-    max_items: Option<u64>,
-    max_bytes: Option<u64>,
-    max_item_size: Option<u32>,
-    /// `true`: drop oldest items instead of refusing new ones. That a put waits for room is not offered: a client would
-    /// take it for a dead server.
-    drop_oldest: Option<bool>,
-    max_age_ms: Option<u64>,
-    max_expire_sweep: Option<u32>,
-    memory_bytes: Option<u64>,
-    segment_bytes: Option<u32>,
-    durability: Option<Sync>,
-    journal: Option<bool>,
-    lease_ms: Option<u64>,
-    max_attempts: Option<u32>,
-    dead_letters: Option<String>,
-}
-
-/// `"sync"`, `"os"`, or a period in ms.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged)]
-enum Sync {
-    Named(SyncName),
-    EveryMs(u64),
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SyncName {
-    Sync,
-    Os,
-}
-
-impl Layer {
-    fn over(&self, mut options: QueueOptions) -> QueueOptions {
-        // 0 takes a limit of time away that the defaults set.
-        let period = |ms: u64| (ms > 0).then_some(Duration::from_millis(ms));
-        options.max_items = self.max_items.or(options.max_items);
-        options.max_bytes = self.max_bytes.or(options.max_bytes);
-        options.max_item_size = self.max_item_size.unwrap_or(options.max_item_size);
-        options.when_full = match self.drop_oldest {
-            Some(true) => WhenFull::DropOldest,
-            Some(false) => WhenFull::Refuse,
-            None => options.when_full,
-        };
-        options.max_age = self.max_age_ms.map_or(options.max_age, period);
-        options.max_expire_sweep = self.max_expire_sweep.unwrap_or(options.max_expire_sweep);
-        options.memory_bytes = self.memory_bytes.unwrap_or(options.memory_bytes);
-        options.segment_bytes = self.segment_bytes.unwrap_or(options.segment_bytes);
-        options.durability = match self.durability {
-            Some(Sync::Named(SyncName::Sync)) => Durability::Sync,
-            Some(Sync::Named(SyncName::Os)) => Durability::Os,
-            Some(Sync::EveryMs(ms)) => Durability::Every(Duration::from_millis(ms)),
-            None => options.durability,
-        };
-        options.journal = self.journal.unwrap_or(options.journal);
-        options.lease = self.lease_ms.map_or(options.lease, period);
-        options.max_attempts = self.max_attempts.or(options.max_attempts);
-        options.dead_letters = self.dead_letters.clone().or(options.dead_letters);
-        options
     }
 }
 
 impl Config {
     /// Reads settings; options that no queue can have are an error.
     pub(crate) fn parse(text: &str) -> Result<Config, String> {
-        let config: Config = toml::from_str(text).map_err(|error| error.to_string())?;
-        config.options("").check().map_err(|error| format!("defaults: {error}"))?;
-        for name in config.named() {
-            config.options(name).check().map_err(|error| format!("queues.{name}: {error}"))?;
+        let mut file: Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+        let mut defaults = Table::new();
+        if let Some(Value::Table(options)) = file.get_mut("defaults") {
+            in_the_words_of_the_library(options);
+            // Here it is the same as not to say it.
+            options.retain(|_, value| value.as_str() != Some("none"));
+            defaults.clone_from(options);
         }
-        Ok(config)
+        let mut value_max = check("defaults", defaults.clone())?;
+        if let Some(Value::Table(queues)) = file.get_mut("queues") {
+            for (name, own) in queues.iter_mut().filter_map(|(name, own)| Some((name, own.as_table_mut()?))) {
+                in_the_words_of_the_library(own);
+                let mut all = defaults.clone();
+                all.extend(own.clone());
+                all.retain(|_, value| !matches!(value.as_str(), Some("none" | "")));
+                value_max = value_max.max(check(&format!("queues.{name}"), all)?);
+            }
+        }
+        let config: Config = file.try_into().map_err(|error| error.to_string())?;
+        Ok(Config { value_max, ..config })
     }
 
     pub(crate) fn read(path: &Path) -> Result<Config, String> {
@@ -144,30 +101,9 @@ impl Config {
         Ok(Config { path: Some(path.to_owned()), ..config })
     }
 
-    /// The file once more. What a running server cannot change (directory, addresses, threads) stays as it was.
+    /// The file once more.
     pub(crate) fn reread(&self) -> Result<Config, String> {
-        let Some(path) = &self.path else {
-            return Ok(self.clone());
-        };
-        let (data, listen, metrics) = (self.data.clone(), self.listen, self.metrics);
-        Ok(Config { data, listen, metrics, threads: self.threads, ..Config::read(path)? })
-    }
-
-    /// The options of the queue of this name.
-    pub(crate) fn options(&self, name: &str) -> QueueOptions {
-        let options = self.defaults.over(QueueOptions::default());
-        self.queues.get(name).map_or(options.clone(), |own| own.over(options))
-    }
-
-    /// The queues that have options of their own.
-    pub(crate) fn named(&self) -> impl Iterator<Item = &str> {
-        self.queues.keys().map(String::as_str)
-    }
-
-    /// The largest item that any queue takes.
-    pub(crate) fn value_max(&self) -> usize {
-        let own = self.named().map(|name| self.options(name).max_item_size);
-        own.chain([self.options("").max_item_size]).max().unwrap_or_default() as usize
+        self.path.as_deref().map_or_else(|| Ok(self.clone()), Config::read)
     }
 
     /// Half of the cores: the clients, the device and the set's own thread want the rest.
@@ -181,30 +117,50 @@ impl Config {
     }
 }
 
-/// The options as `dump_config` shows them.
-pub(crate) fn shown(options: &QueueOptions) -> Vec<(&'static str, String)> {
-    let number = |value: Option<u64>| value.map_or("none".to_owned(), |value| value.to_string());
-    let ms = |value: Option<Duration>| value.map_or("none".to_owned(), |value| value.as_millis().to_string());
-    vec![
-        ("max_items", number(options.max_items)),
-        ("max_bytes", number(options.max_bytes)),
-        ("max_item_size", options.max_item_size.to_string()),
-        ("drop_oldest", (options.when_full == WhenFull::DropOldest).to_string()),
-        ("max_age_ms", ms(options.max_age)),
-        ("max_expire_sweep", options.max_expire_sweep.to_string()),
-        ("memory_bytes", options.memory_bytes.to_string()),
-        ("segment_bytes", options.segment_bytes.to_string()),
-        (
-            "durability",
-            match options.durability {
-                Durability::Sync => "sync".to_owned(),
-                Durability::Os => "os".to_owned(),
-                Durability::Every(period) => period.as_millis().to_string(),
-            },
-        ),
-        ("journal", options.journal.to_string()),
-        ("lease_ms", ms(options.lease)),
-        ("max_attempts", number(options.max_attempts.map(u64::from))),
-        ("dead_letters", options.dead_letters.clone().unwrap_or("none".to_owned())),
-    ]
+/// The file's words for options are the library's, but for times in ms, `drop_oldest`, and small letters.
+fn in_the_words_of_the_library(options: &mut Table) {
+    let table = |pairs: &[(&str, Value)]| -> Value {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect::<Table>().into()
+    };
+    let span = |ms: i64| table(&[("secs", (ms / 1000).into()), ("nanos", (ms % 1000 * 1_000_000).into())]);
+    let said = std::mem::take(options);
+    for (name, value) in said {
+        let (name, value) = match (name.as_str(), name.strip_suffix("_ms"), value) {
+            // 0 takes away a limit of time that the defaults set.
+            (_, Some(name), Value::Integer(0)) => (name.to_owned(), "none".into()),
+            (_, Some(name), Value::Integer(ms)) => (name.to_owned(), span(ms)),
+            ("drop_oldest", _, Value::Boolean(drop)) => {
+                ("when_full".to_owned(), if drop { "DropOldest" } else { "Refuse" }.into())
+            }
+            ("durability", _, Value::Integer(ms)) => (name, table(&[("Every", span(ms))])),
+            ("durability", _, Value::String(word)) if word == "sync" => (name, "Sync".into()),
+            ("durability", _, Value::String(word)) if word == "os" => (name, "Os".into()),
+            (_, _, value) => (name, value),
+        };
+        options.insert(name, value);
+    }
+}
+
+/// The largest item under these options, if they are right.
+fn check(place: &str, options: Table) -> Result<usize, String> {
+    let told = |error: &dyn std::fmt::Display| format!("{place}: {error}");
+    let options: QueueOptions = options.try_into().map_err(|error: toml::de::Error| told(&error))?;
+    options.check().map_err(|error| told(&error))?;
+    if options.when_full == WhenFull::Wait {
+        return Err(told(&"a put that waits for room would be taken for a dead server"));
+    }
+    Ok(options.max_item_size as usize)
+}
+
+/// The options as `dump_config` shows them, times in ms as in the file.
+pub(crate) fn shown(options: &QueueOptions) -> Vec<(String, String)> {
+    let Ok(serde_json::Value::Object(options)) = serde_json::to_value(options) else {
+        return Vec::new();
+    };
+    let shown = |(name, value): (String, serde_json::Value)| match (value["secs"].as_u64(), value["nanos"].as_u64()) {
+        (Some(secs), Some(nanos)) => (name + "_ms", (secs * 1000 + nanos / 1_000_000).to_string()),
+        _ if value.is_null() => (name, "none".to_owned()),
+        _ => (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
+    };
+    options.into_iter().map(shown).collect()
 }

@@ -5,89 +5,76 @@
 //! is given back when its reply could not be written.
 
 use std::collections::{HashMap, VecDeque};
+use std::error::Error as StdError;
+use std::fmt::Display;
 use std::io::{self, Write};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use kestrel_core::{CloseError, GetError, Item, ItemId, OpenItem, PutError, PutOptions, Queue};
+use kestrel_core::{
+    AliasPutError, CloseError, Durability, Error, GetError, Item, ItemId, OpenError, OpenItem, PutError, PutOptions,
+    Queue, State,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::protocol::{Expiry, Key, Parser, Request, Set, State, Step};
-use super::{AnyError, Queues, Server, figures, stopped};
+use super::protocol::{Key, Parser, Request, Step};
+use super::{AnyError, Server, figures, stopped};
 
 /// Replies are written when they are that long, whatever else has arrived: the bound of a connection's memory, together with
 /// the largest item.
 const OUT_MAX: usize = 256 << 10;
 /// A read asks for so many bytes.
 const READ: usize = 16 << 10;
-/// What is read ahead while a get waits. More stays in the system's buffers; once these are full too, a client that leaves is
-/// noticed only when the wait is over.
-const AHEAD_MAX: usize = 64 << 10;
+/// More queues than this are not remembered by one connection.
+const KNOWN_MAX: usize = 64;
 /// The longest wait, so that no sum of times overflows: 1,000 years.
 const WAIT_MAX: Duration = Duration::from_secs(1000 * 365 * 86_400);
 /// How long, and for how many bytes, a connection that is being closed listens on, so that its last reply is not lost.
-const LINGER: (Duration, usize) = (Duration::from_millis(500), 1 << 20);
+const LINGER: (Duration, u64) = (Duration::from_millis(500), 1 << 20);
 
 pub(super) struct Connection {
     server: Arc<Server>,
     stream: TcpStream,
     stop: watch::Receiver<bool>,
-    idle: Option<Duration>,
-    queues: Queues,
+    idle: Duration,
+    /// The queues that it uses, so that a request need not ask the set for its queue.
+    queues: HashMap<String, Queue>,
     /// Open reads, oldest first.
     open: HashMap<String, VecDeque<OpenItem>>,
     out: Vec<u8>,
-    /// Read while a get waited.
-    ahead: Vec<u8>,
+    /// The connection ends with the answer to this request.
+    leaves: bool,
     /// Puts that `out` calls stored and that are not known to be durable.
-    unsynced: Vec<Unsynced>,
+    unsynced: Vec<(Queue, ItemId)>,
     /// Taken by plain gets, with the reply in `out`.
     taken: Vec<OpenItem>,
-}
-
-struct Unsynced {
-    queue: Queue,
-    id: ItemId,
-    /// Where `out` has the reply, if one was asked for.
-    reply: Option<usize>,
 }
 
 /// The version of Kestrel whose dialect this is. libmemcached refuses a server whose version begins with 0, as the crate's does;
 /// that one is in `stats`.
 const VERSION: &str = "VERSION 2.4.7";
-const STORED: &str = "STORED";
 const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
 
-/// What a request comes to. An error is told to the client, unless it is that the client has gone.
-enum Answer {
-    Line(&'static str),
-    /// All is said.
-    Done,
-    /// Say this, if anything, and disconnect.
-    Leave(&'static str),
-}
-
-use Answer::{Done, Leave, Line};
-
-const REFUSED: Answer = Leave("SERVER_ERROR refused by the server's status");
+/// The line that a request is answered by, or nothing, behind what it has written into `out` itself. An error is told to the
+/// client, unless it is that the client has gone.
+type Answer = Result<&'static str, AnyError>;
 
 impl Connection {
     pub(super) fn new(server: Arc<Server>, stream: TcpStream) -> Connection {
         Connection {
             stop: server.stop.subscribe(),
-            idle: server.config(|config| config.idle_timeout()),
+            idle: server.config(|config| config.idle_timeout()).unwrap_or(WAIT_MAX),
             server,
             stream,
-            queues: Queues::default(),
+            queues: HashMap::new(),
             open: HashMap::new(),
             out: Vec::new(),
-            ahead: Vec::new(),
+            leaves: false,
             unsynced: Vec::new(),
             taken: Vec::new(),
         }
@@ -105,57 +92,49 @@ impl Connection {
         let mut parser = Parser::new(0);
         let mut input = Vec::new();
         loop {
-            parser.value_max = self.server.value_max.load(Ordering::Relaxed);
-            let (mut used, mut leaves) = (0, false);
-            while !leaves {
+            parser.value_max = self.server.config(|config| config.value_max);
+            let mut used = 0;
+            while !self.leaves {
                 let (quiet, answer) = match parser.next(&input[used..]) {
                     Step::More => break,
                     Step::Skip(bytes) => {
                         used += bytes;
                         continue;
                     }
-                    Step::Request(request, bytes) => {
+                    Step::Request(request, quiet, bytes) => {
                         used += bytes;
-                        (request.is_quiet(), self.carry_out(request).await)
+                        (quiet, self.carry_out(request).await)
                     }
-                    Step::Broken(reply) => (false, Ok(Leave(reply))),
+                    Step::Broken(reply) => (false, self.leave(reply)),
                 };
                 match answer {
-                    Ok(Line(line)) if !quiet => self.say(line),
-                    Ok(Line(_) | Done) => {}
-                    Ok(Leave(line)) => {
-                        leaves = true;
-                        if !line.is_empty() {
-                            self.say(line);
+                    Ok(line) if !quiet || self.leaves => self.say(line),
+                    Ok(_) => {}
+                    Err(error) if error.is::<io::Error>() => return Err(error),
+                    Err(error) => {
+                        self.leaves = is_refusal(&error);
+                        if self.leaves || !quiet {
+                            self.say(&format!("SERVER_ERROR {}", error.to_string().replace(['\r', '\n'], " ")));
                         }
                     }
-                    Err(error) if error.is::<io::Error>() => return Err(error),
-                    Err(error) if !quiet => {
-                        self.say(&format!("SERVER_ERROR {}", error.to_string().replace(['\r', '\n'], " ")));
-                    }
-                    Err(_) => {}
                 }
                 if self.out.len() > OUT_MAX {
                     self.flush().await?;
                 }
             }
-            if leaves || *self.stop.borrow() {
-                return self.flush().await;
-            }
-            input.drain(..used);
-            if !self.ahead.is_empty() {
-                input.append(&mut self.ahead);
-                continue;
-            }
             self.flush().await?;
+            if self.leaves || *self.stop.borrow() {
+                return Ok(());
+            }
             // Grows with what arrives, not with what a line announces.
+            input.drain(..used);
             input.shrink_to(OUT_MAX);
             input.reserve(READ.max(input.len()));
             let read = tokio::select! {
                 biased;
                 read = self.stream.read_buf(&mut input) => read?,
                 () = stopped(&mut self.stop) => return Ok(()),
-                () = rest(self.idle) => return Ok(()),
+                () = sleep(self.idle) => return Ok(()),
             };
             if read == 0 {
                 return Ok(());
@@ -164,73 +143,16 @@ impl Connection {
         }
     }
 
-    async fn carry_out(&mut self, request: Request<'_>) -> Result<Answer, AnyError> {
-        match &request {
-            Request::Set(set) => return self.set(set),
-            Request::Get(keys, with_id) => return self.get(keys, *with_id).await,
-            _ => self.flush().await?,
-        }
-        let server = &self.server;
-        let changes = matches!(request, Request::Delete(..) | Request::Flush(..) | Request::FlushAll(_));
-        if changes && server.state() != State::Up {
-            return Ok(REFUSED);
-        }
-        Ok(match request {
-            Request::Set(_) | Request::Get(..) => Done,
-            Request::TooLarge(_) => Line(TOO_LARGE),
-            Request::Monitor(queue, seconds, most) => self.monitor(queue, seconds, most).await?,
-            Request::Confirm(queue, count) => self.confirm(queue, count)?,
-            Request::Delete(queue, _) => {
-                self.queues.forget(queue);
-                block_in_place(|| server.set.delete(queue))?;
-                Line("DELETED")
-            }
-            Request::Flush(queue, _) => {
-                block_in_place(|| server.clear(&[queue.to_owned()]))?;
-                Line("END")
-            }
-            Request::FlushAll(_) => {
-                block_in_place(|| server.clear(&server.set.names()))?;
-                let kestrel = server.config(|config| config.kestrel_flush_all);
-                Line(if kestrel { "Flushed all queues." } else { "OK" })
-            }
-            Request::FlushExpired(queue) => {
-                let all = queue.map_or_else(|| server.set.names(), |queue| vec![queue.to_owned()]);
-                let gone = block_in_place(|| server.discard_expired(&all))?;
-                self.say(&gone.to_string());
-                Done
-            }
-            Request::Stats => {
-                block_in_place(|| figures::stats(server, &mut self.out));
-                Line("END")
-            }
-            Request::DumpStats(queues) => {
-                block_in_place(|| figures::dump(server, &queues, &mut self.out));
-                Line("END")
-            }
-            Request::DumpConfig(queues) => {
-                block_in_place(|| figures::dump_config(server, &queues, &mut self.out));
-                Line("END")
-            }
-            Request::Reload => {
-                server.reload().await?;
-                Line("Reloaded config.")
-            }
-            Request::Status(None) => Line(match server.state() {
-                State::Up => "UP",
-                State::ReadOnly => "READONLY",
-                State::Quiescent => "QUIESCENT",
-            }),
-            Request::Status(Some(state)) => {
-                server.set_state(state);
-                Line("END")
-            }
-            Request::Version => Line(VERSION),
-            Request::Nothing => Line("MN"),
-            Request::Quit => Leave(""),
-            Request::Shutdown => {
-                server.stop();
-                Leave("")
+    async fn carry_out(&mut self, request: Request<'_>) -> Answer {
+        match request {
+            Request::Set(queue, options, data) => self.set(queue, &options, data),
+            Request::TooLarge => Ok(TOO_LARGE),
+            Request::Get(keys, with_id) => self.get(&keys, with_id).await,
+            Request::Monitor(queue, seconds, most) => self.monitor(queue, seconds, most).await,
+            Request::Confirm(queue, count) => self.confirm(queue, count),
+            Request::Other(command, words) => {
+                self.flush().await?;
+                block_in_place(|| self.other(&command, &words))
             }
             Request::Binary(opcode, opaque) => {
                 // A reply of that protocol: "unknown command".
@@ -238,69 +160,135 @@ impl Connection {
                 (reply[0], reply[1], reply[7]) = (0x81, opcode, 0x81);
                 reply[12..16].copy_from_slice(&opaque);
                 self.out.extend_from_slice(&reply);
-                Leave("")
+                self.leave("")
             }
-        })
+        }
     }
 
-    fn set(&mut self, set: &Set<'_>) -> Result<Answer, AnyError> {
-        count(&self.server.counters.cmd_set, 1);
-        if self.server.state() != State::Up {
-            return Ok(REFUSED);
-        }
-        // The key of a get ends at a slash: nobody could get it.
-        if set.queue.contains('/') {
-            return Ok(Line("CLIENT_ERROR a queue's name has no slash"));
-        }
-        let options = put_options(set);
-        // Once more if the queue has been deleted since this connection came to know it.
-        for is_last in [false, true] {
-            let Some(known) = self.queues.get(&self.server, set.queue, true)? else {
-                break;
-            };
-            match known.queue.append_with(set.data, &options) {
-                Err(PutError::Closed) if !is_last => self.queues.forget(set.queue),
-                Err(PutError::Full { .. }) => return Ok(Line("NOT_STORED")),
-                Err(PutError::TooLarge { .. }) => return Ok(Line(TOO_LARGE)),
-                Err(error) => return Err(error.into()),
-                Ok(id) if known.syncs => {
-                    let reply = (!set.quiet).then_some(self.out.len());
-                    self.unsynced.push(Unsynced { queue: known.queue.clone(), id, reply });
-                    return Ok(Line(STORED));
+    /// Commands that wait for nothing but the disk.
+    fn other(&mut self, command: &str, words: &[&str]) -> Answer {
+        let server = Arc::clone(&self.server);
+        match (command, words) {
+            ("delete", [queue] | [queue, "0"]) => match server.set.delete(queue) {
+                // Kestrel ignores it for an alias.
+                Ok(_) | Err(Error::Alias { .. }) => Ok("DELETED"),
+                Err(error) => Err(error.into()),
+            },
+            ("flush", [queue]) => Ok(server.sum(&[(*queue).to_owned()], Queue::clear).map(|_| "END")?),
+            ("flush_all", [] | ["0"]) => {
+                server.sum(&server.set.names(), Queue::clear)?;
+                let kestrel = server.config(|config| config.kestrel_flush_all);
+                Ok(if kestrel { "Flushed all queues." } else { "OK" })
+            }
+            ("flush_expired", [_]) | ("flush_all_expired", []) => {
+                let names = words.first().map_or_else(|| server.set.names(), |queue| vec![(*queue).to_owned()]);
+                let gone = server.sum(&names, |queue| queue.discard_expired(usize::MAX))?;
+                self.tell(gone, "")
+            }
+            // Of memcached's kinds of statistics there is one.
+            ("stats", _) => self.tell(figures::stats(&server), "END"),
+            ("dump_stats", queues) => self.tell(figures::dump_stats(&server, queues), "END"),
+            ("dump_config", queues) => self.tell(figures::dump_config(&server, queues), "END"),
+            ("reload", []) => Ok(server.reload().map(|()| "Reloaded config.")?),
+            ("status", []) => self.tell(kestrels(server.set.state()), ""),
+            ("status", [word]) => {
+                let mut all = [State::Up, State::ReadOnly, State::Quiescent].into_iter();
+                match all.find(|state| kestrels(*state).eq_ignore_ascii_case(word)) {
+                    Some(state) => Ok(server.set.set_state(state).map(|()| "END")?),
+                    None => self.leave("CLIENT_ERROR unknown status"),
                 }
-                Ok(_) => return Ok(Line(STORED)),
             }
+            ("version", []) => Ok(VERSION),
+            // A health check of memcached's meta protocol.
+            ("mn", []) => Ok("MN"),
+            ("quit", []) => self.leave(""),
+            ("shutdown", []) => {
+                server.stop();
+                self.leave("")
+            }
+            _ => self.leave("CLIENT_ERROR unknown command, or not with these words"),
         }
-        Err(PutError::Closed.into())
     }
 
-    async fn get(&mut self, keys: &[Key<'_>], with_id: bool) -> Result<Answer, AnyError> {
+    /// What `act` comes to in the queue of this name; in its successor, if it was deleted since this connection came to know it.
+    /// `None`: there is none, or the name is an alias.
+    fn at<T, E: StdError + Send + Sync + 'static>(
+        &mut self,
+        name: &str,
+        create: bool,
+        is_closed: fn(&E) -> bool,
+        act: impl Fn(&Queue) -> Result<T, E>,
+    ) -> Result<Option<T>, AnyError> {
+        match self.queues.get(name).map(&act) {
+            Some(Err(error)) if is_closed(&error) => {}
+            Some(done) => return Ok(Some(done?)),
+            None => {}
+        }
+        let queue = match block_in_place(|| self.server.queue(name, create)) {
+            Ok(Some(queue)) => queue,
+            Ok(None) | Err(OpenError::Alias { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let done = act(&queue)?;
+        if self.queues.len() >= KNOWN_MAX {
+            self.queues.clear();
+        }
+        self.queues.insert(name.to_owned(), queue);
+        Ok(Some(done))
+    }
+
+    fn set(&mut self, name: &str, options: &PutOptions, data: &[u8]) -> Answer {
+        count(&self.server.counters.cmd_set, 1);
+        // The key of a get ends at a slash: nobody could get it.
+        if name.contains('/') {
+            return Ok("CLIENT_ERROR a queue's name has no slash");
+        }
+        let append = |queue: &Queue| {
+            let syncs = queue.options().durability == Durability::Sync;
+            queue.append_with(data, options).map(|id| syncs.then(|| (queue.clone(), id)))
+        };
+        let mut put = self.at(name, true, |error| matches!(error, PutError::Closed), append);
+        if let (Ok(None), Some(alias)) = (&put, self.server.set.get_alias(name)) {
+            put = match block_in_place(|| alias.put_with(data, options)) {
+                Ok(_) => Ok(Some(None)),
+                Err(AliasPutError::Put { source, .. }) => Err(source.into()),
+                Err(error) => Err(error.into()),
+            };
+        }
+        match put {
+            Ok(put) => self.unsynced.extend(put.ok_or(PutError::Closed)?),
+            Err(error) => match error.downcast_ref() {
+                Some(PutError::Full { .. }) => return Ok("NOT_STORED"),
+                Some(PutError::TooLarge { .. }) => return Ok(TOO_LARGE),
+                _ => return Err(error),
+            },
+        }
+        Ok("STORED")
+    }
+
+    async fn get(&mut self, keys: &[Key<'_>], with_id: bool) -> Answer {
         if !self.unsynced.is_empty() {
             // What this client has put before is there for it to get.
             self.flush().await?;
         }
         let (bare, open_max) = self.server.config(|config| (config.bare_keys, config.max_open_reads));
         for key in keys {
-            let counters = &self.server.counters;
-            count(if key.peek { &counters.cmd_peek } else { &counters.cmd_get }, 1);
+            let server = Arc::clone(&self.server);
+            count(if key.peek { &server.counters.cmd_peek } else { &server.counters.cmd_get }, 1);
             if key.close || key.abort {
                 self.end_one(key.queue, key.close)?;
                 if !key.open {
                     continue;
                 }
             }
-            if self.server.state() == State::Quiescent {
-                return Ok(REFUSED);
-            }
             // A plain get has an end of its own, so that nothing may be open beside it.
             if !key.peek && self.opened(key.queue) >= if key.open { open_max } else { 1 } {
-                return Ok(Leave("ERROR too many open reads"));
+                return self.leave("ERROR too many open reads");
             }
             let echo = if bare { key.queue } else { key.text };
             let found = if key.peek {
-                let known = self.queues.get(&self.server, key.queue, false)?;
-                let item = known.map_or(Ok(None), |known| known.queue.peek())?;
-                item.map(|item| value(&mut self.out, echo, &item, with_id))
+                let item = self.at(key.queue, false, is_gone, Queue::peek)?;
+                item.flatten().map(|item| value(&mut self.out, echo, &item, with_id))
             } else {
                 let item = self.take(key.queue, Duration::from_millis(key.wait_ms)).await?;
                 item.map(|item| {
@@ -311,62 +299,33 @@ impl Connection {
                     }
                 })
             };
-            let counters = &self.server.counters;
-            count(if found.is_some() { &counters.get_hits } else { &counters.get_misses }, 1);
+            count(if found.is_some() { &server.counters.get_hits } else { &server.counters.get_misses }, 1);
             if self.out.len() > OUT_MAX {
                 self.flush().await?;
             }
         }
-        Ok(Line("END"))
+        Ok("END")
     }
 
     /// Opens the next item, waiting for it so long. `None` also if the queue is deleted or the server stops.
     async fn take(&mut self, name: &str, wait: Duration) -> Result<Option<OpenItem>, AnyError> {
-        let mut found = None;
-        for is_last in [false, true] {
-            // A get that does not wait creates nothing.
-            let Some(known) = self.queues.get(&self.server, name, !wait.is_zero())? else {
-                return Ok(None);
-            };
-            match known.queue.try_open() {
-                Err(GetError::Closed) if !is_last => self.queues.forget(name),
-                Ok(None) if !wait.is_zero() => {
-                    found = Some(known.queue.clone());
-                    break;
-                }
-                other => return Ok(other?),
-            }
-        }
-        let Some(queue) = found else {
-            return Ok(None);
+        // A get that does not wait creates nothing.
+        let found = self.at(name, !wait.is_zero(), is_gone, Queue::try_open)?;
+        let queue = match (found, self.queues.get(name)) {
+            (Some(None), Some(queue)) if !wait.is_zero() => queue.clone(),
+            (found, _) => return Ok(found.flatten()),
         };
-        let mut time = pin!(sleep(wait.min(WAIT_MAX)));
         self.flush().await?;
-        let mut opening = pin!(queue.open_async());
-        loop {
-            tokio::select! {
-                biased;
-                item = &mut opening => return match item {
-                    Err(GetError::Closed) => Ok(None),
-                    other => Ok(Some(other?)),
-                },
-                read = self.stream.read_buf(&mut self.ahead), if self.ahead.len() < AHEAD_MAX => {
-                    // A client that has left must not be given an item.
-                    let read = read?;
-                    if read == 0 {
-                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                    }
-                    count(&self.server.counters.bytes_read, read);
-                }
-                // Nothing more is read, so that only the socket's state can tell that the client has left.
-                () = sleep(Duration::from_millis(250)), if self.ahead.len() >= AHEAD_MAX => {
-                    if self.stream.ready(Interest::READABLE).await?.is_read_closed() {
-                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                    }
-                }
-                () = &mut time => return Ok(None),
-                () = stopped(&mut self.stop) => return Ok(None),
-            }
+        tokio::select! {
+            biased;
+            // A client that has left must not be given an item.
+            gone = left(&self.stream) => Err(gone.into()),
+            item = queue.open_async() => match item {
+                Err(GetError::Closed) => Ok(None),
+                item => Ok(Some(item?)),
+            },
+            () = sleep(wait.min(WAIT_MAX)) => Ok(None),
+            () = stopped(&mut self.stop) => Ok(None),
         }
     }
 
@@ -390,13 +349,10 @@ impl Connection {
         }
     }
 
-    async fn monitor(&mut self, queue: &str, seconds: u64, most: usize) -> Result<Answer, AnyError> {
+    async fn monitor(&mut self, queue: &str, seconds: u64, most: u64) -> Answer {
         let end = Instant::now() + Duration::from_secs(seconds).min(WAIT_MAX);
         let open_max = self.server.config(|config| config.max_open_reads);
-        for _ in 0..most.min(open_max.saturating_sub(self.opened(queue))) {
-            if self.server.state() == State::Quiescent {
-                return Ok(REFUSED);
-            }
+        for _ in 0..most.min(open_max.saturating_sub(self.opened(queue)) as u64) {
             let Some(item) = self.take(queue, end.saturating_duration_since(Instant::now())).await? else {
                 break;
             };
@@ -406,33 +362,44 @@ impl Connection {
                 self.flush().await?;
             }
         }
-        Ok(Line("END"))
+        Ok("END")
     }
 
-    fn confirm(&mut self, queue: &str, count: usize) -> Result<Answer, CloseError> {
-        if self.opened(queue) < count {
-            return Ok(Line("ERROR fewer reads are open"));
+    fn confirm(&mut self, queue: &str, count: u64) -> Answer {
+        if (self.opened(queue) as u64) < count {
+            return Ok("ERROR fewer reads are open");
         }
         // All of them, also after one that could not be closed.
-        let mut result = Ok(());
-        for _ in 0..count {
-            result = result.and(self.end_one(queue, true));
-        }
-        result?;
-        Ok(Line("END"))
+        (0..count).map(|_| self.end_one(queue, true)).fold(Ok(()), Result::and)?;
+        Ok("END")
     }
 
     fn say(&mut self, line: &str) {
-        self.out.extend_from_slice(line.as_bytes());
-        self.out.extend_from_slice(b"\r\n");
+        if !line.is_empty() {
+            self.out.extend_from_slice(line.as_bytes());
+            self.out.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn tell(&mut self, text: impl Display, line: &'static str) -> Answer {
+        self.say(text.to_string().trim_end());
+        Ok(line)
+    }
+
+    fn leave(&mut self, line: &'static str) -> Answer {
+        self.leaves = true;
+        Ok(line)
     }
 
     /// Makes durable what is called stored, writes all replies, closes what they gave away.
     async fn flush(&mut self) -> Result<(), AnyError> {
-        // The last first: with it all before it are durable, and an answer that changes moves no earlier one.
-        for put in std::mem::take(&mut self.unsynced).into_iter().rev() {
-            if let (Err(error), Some(at)) = (put.queue.synced_async(put.id).await, put.reply) {
-                self.out.splice(at..at + STORED.len(), format!("SERVER_ERROR {error}").into_bytes());
+        // The last first: with it all before it are durable.
+        for (queue, id) in std::mem::take(&mut self.unsynced).into_iter().rev() {
+            if let Err(error) = queue.synced_async(id).await {
+                // Of what has been answered since the last flush nothing can be told any more.
+                self.out = format!("SERVER_ERROR {error}\r\n").into_bytes();
+                self.stream.write_all(&self.out).await?;
+                return Err(io::Error::other(error).into());
             }
         }
         if !self.out.is_empty() {
@@ -440,7 +407,7 @@ impl Connection {
                 biased;
                 written = self.stream.write_all(&self.out) => written?,
                 // The client does not read.
-                () = rest(self.idle) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+                () = sleep(self.idle) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
             }
             count(&self.server.counters.bytes_written, self.out.len());
             self.out.clear();
@@ -456,20 +423,11 @@ impl Connection {
     /// Closes so that the client gets what was written: with unread bytes left, the system would throw it away.
     async fn linger(mut self) {
         self.open.clear();
-        if self.stream.shutdown().await.is_err() {
-            return;
-        }
-        let mut left = LINGER.1;
-        let mut scrap = vec![0; READ];
-        let _ = timeout(LINGER.0, async {
-            while left > 0 {
-                match self.stream.read(&mut scrap).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(read) => left = left.saturating_sub(read),
-                }
-            }
-        })
-        .await;
+        let ended = async {
+            self.stream.shutdown().await?;
+            tokio::io::copy(&mut self.stream.take(LINGER.1), &mut tokio::io::sink()).await
+        };
+        let _ = timeout(LINGER.0, ended).await;
     }
 }
 
@@ -484,24 +442,31 @@ fn value(out: &mut Vec<u8>, key: &str, item: &Item, with_id: bool) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn put_options(set: &Set<'_>) -> PutOptions {
-    let options = PutOptions::new().flags(set.flags);
-    match set.expiry {
-        Expiry::Never => options,
-        Expiry::Gone => options.expires_at(SystemTime::UNIX_EPOCH),
-        Expiry::In(seconds) => options.expires_in(Duration::from_secs(seconds)),
-        // Later than the clock can say is never.
-        Expiry::At(seconds) => match SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)) {
-            Some(time) => options.expires_at(time),
-            None => options,
-        },
-    }
+/// Whether the state of the set does not allow it; Kestrel disconnects then.
+fn is_refusal(error: &AnyError) -> bool {
+    matches!(error.downcast_ref(), Some(OpenError::State { .. }))
+        || matches!(error.downcast_ref(), Some(PutError::State { .. }))
+        || matches!(error.downcast_ref(), Some(GetError::State { .. }))
+        || matches!(error.downcast_ref(), Some(Error::State { .. } | Error::Put(PutError::State { .. })))
 }
 
-async fn rest(time: Option<Duration>) {
-    match time {
-        Some(time) => sleep(time).await,
-        None => std::future::pending().await,
+/// Kestrel's word for a state.
+fn kestrels(state: State) -> String {
+    state.to_string().to_uppercase().replace('-', "")
+}
+
+fn is_gone(error: &GetError) -> bool {
+    matches!(error, GetError::Closed)
+}
+
+/// Until the client has left. Where it has sent more than the request that is being carried out, that is seen by looking again.
+async fn left(stream: &TcpStream) -> io::Error {
+    loop {
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => sleep(Duration::from_millis(250)).await,
+            Ok(_) => return io::ErrorKind::UnexpectedEof.into(),
+            Err(error) => return error,
+        }
     }
 }
 

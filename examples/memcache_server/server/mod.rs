@@ -5,21 +5,20 @@ mod connection;
 mod figures;
 pub(crate) mod protocol;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use kestrel_core::{Durability, OpenError, Queue, QueueSet};
+use kestrel_core::{Error, OpenError, Queue, QueueSet};
+use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet, block_in_place};
 
 pub(crate) use config::Config;
 use connection::Connection;
-use protocol::State;
 
 /// How long a stop waits for replies that are on their way.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -28,20 +27,17 @@ const STOP_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Server {
     set: QueueSet,
-    /// Written by `reload` only; `generation` tells connections that it was.
-    config: std::sync::RwLock<Config>,
-    generation: AtomicU64,
-    /// The largest value that is read from a connection.
-    value_max: AtomicUsize,
+    /// Written by `reload` only.
+    config: RwLock<Config>,
     /// One reload at a time.
     reloading: Mutex<()>,
-    state: AtomicU8,
     stop: watch::Sender<bool>,
     started: Instant,
     counters: Counters,
 }
 
-#[derive(Debug, Default)]
+/// Shown by these names.
+#[derive(Debug, Default, Serialize)]
 struct Counters {
     curr_connections: AtomicU64,
     total_connections: AtomicU64,
@@ -70,7 +66,7 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 impl Running {
     /// Opens the set, binds the addresses, serves. Needs a runtime of several threads.
     pub(crate) async fn start(config: Config) -> Result<Running, AnyError> {
-        let mut builder = QueueSet::builder();
+        let mut builder = QueueSet::builder().defaults(config.defaults.clone());
         if let Some(bytes) = config.max_disk_bytes {
             builder = builder.max_disk_bytes(bytes);
         }
@@ -82,18 +78,19 @@ impl Running {
         };
         let server = Arc::new(Server {
             set,
-            value_max: AtomicUsize::new(config.value_max()),
-            config: std::sync::RwLock::new(config),
-            generation: AtomicU64::new(0),
+            config: RwLock::new(config),
             reloading: Mutex::new(()),
-            state: AtomicU8::new(State::Up as u8),
             stop: watch::Sender::new(false),
             started: Instant::now(),
             counters: Counters::default(),
         });
         // Wrong options and damage are told now for the queues that the file names, at their first use for the others.
-        let named: Vec<String> = server.config(|config| config.named().map(str::to_owned).collect());
-        block_in_place(|| named.iter().try_for_each(|name| server.queue(name, true).map(drop)))?;
+        let named: Vec<String> = server.config(|config| config.queues.keys().cloned().collect());
+        block_in_place(|| {
+            server.name_aliases().and_then(|()| {
+                named.iter().try_for_each(|name| server.queue(name, true).map(drop).map_err(Error::from))
+            })
+        })?;
         let address = listener.local_addr()?;
         let metrics = pages.as_ref().map(TcpListener::local_addr).transpose()?;
         let accepting = tokio::spawn(accept(Arc::clone(&server), listener, pages));
@@ -117,105 +114,60 @@ impl Server {
         look(&self.config.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
-    fn state(&self) -> State {
-        match self.state.load(Ordering::Relaxed) {
-            n if n == State::Quiescent as u8 => State::Quiescent,
-            n if n == State::ReadOnly as u8 => State::ReadOnly,
-            _ => State::Up,
-        }
-    }
-
-    fn set_state(&self, state: State) {
-        self.state.store(state as u8, Ordering::Relaxed);
-    }
-
     /// What a name on the wire stands for, with the options that the file gives it. Blocks for the device where the queue is
     /// created or recovered.
     fn queue(&self, name: &str, create: bool) -> Result<Option<Queue>, OpenError> {
-        let options = self.config(|config| config.options(name));
-        let queue = match self.set.get_queue(name)? {
-            Some(queue) => queue,
-            None if create => self.set.queue_with(name, options.clone())?,
-            None => return Ok(None),
+        let own = self.config(|config| config.queues.get(name).cloned());
+        let found = match (self.set.get_queue(name)?, &own) {
+            (None, _) if !create => return Ok(None),
+            (None, Some(own)) => self.set.queue_with_overrides(name, own.clone())?,
+            (None, None) => self.set.queue(name)?,
+            (Some(queue), _) => queue,
         };
-        if queue.options() != options {
-            queue.set_options(options)?;
+        let own = own.unwrap_or_default();
+        if found.overrides() != own {
+            found.set_overrides(own)?;
         }
-        Ok(Some(queue))
+        Ok(Some(found))
     }
 
-    /// Clears the queues; the others too where one cannot be.
-    fn clear(&self, names: &[String]) -> Result<(), kestrel_core::Error> {
-        let mut result = Ok(0);
-        for name in names {
-            let queue = self.queue(name, false);
-            result = result.and(queue.map_err(Into::into).and_then(|queue| queue.map_or(Ok(0), |queue| queue.clear())));
+    /// Makes the aliases those of the file.
+    fn name_aliases(&self) -> Result<(), Error> {
+        let aliases = self.config(|config| config.aliases.clone());
+        for name in self.set.aliases().iter().filter(|name| !aliases.contains_key(*name)) {
+            self.set.remove_alias(name)?;
         }
-        result.map(|_| ())
+        aliases.iter().try_for_each(|(name, queues)| self.set.alias(name, queues).map(drop).map_err(Error::from))
     }
 
-    fn discard_expired(&self, names: &[String]) -> Result<u64, kestrel_core::Error> {
-        let mut gone = 0;
+    /// What `act` comes to in these queues, in sum; those that are not there, and aliases, are left out. The others have their
+    /// turn also where one fails.
+    fn sum(&self, names: &[String], act: impl Fn(&Queue) -> Result<u64, Error>) -> Result<u64, Error> {
+        let mut sum = Ok(0);
         for name in names {
-            if let Some(queue) = self.queue(name, false)? {
-                gone += queue.discard_expired(usize::MAX)?;
+            match self.queue(name, false) {
+                Ok(Some(queue)) => sum = act(&queue).and_then(|count| Ok(sum? + count)),
+                Ok(None) | Err(OpenError::Alias { .. }) => {}
+                Err(error) => sum = sum.and(Err(error.into())),
             }
         }
-        Ok(gone)
+        sum
     }
 
     /// Reads the file again and puts what it says in force for all queues; the first error is answered, and the other queues
     /// have the new options all the same.
-    pub(crate) async fn reload(&self) -> Result<(), String> {
-        let _one = self.reloading.lock().await;
+    pub(crate) fn reload(&self) -> Result<(), String> {
+        let told = |error: &dyn std::fmt::Display| error.to_string();
         block_in_place(|| {
+            let _one = self.reloading.lock();
             let config = self.config(Config::reread)?;
-            self.value_max.store(config.value_max(), Ordering::Relaxed);
+            self.set.set_defaults(config.defaults.clone()).map_err(|error| told(&error))?;
             *self.config.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = config;
-            self.generation.fetch_add(1, Ordering::Release);
-            let told = |name: &String| self.queue(name, false).err().map(|error| format!("queue {name:?}: {error}"));
-            let wrong = self.set.names().iter().filter_map(told).reduce(|first, _| first);
+            self.name_aliases().map_err(|error| told(&error))?;
+            let wrong = |name: &String| self.queue(name, false).err().map(|error| format!("queue {name:?}: {error}"));
+            let wrong = self.set.names().iter().filter_map(wrong).reduce(|first, _| first);
             wrong.map_or(Ok(()), Err)
         })
-    }
-}
-
-/// The queues that a connection uses, so that a request need not ask the set for its queue.
-#[derive(Debug, Default)]
-struct Queues {
-    known: HashMap<String, Known>,
-    generation: u64,
-}
-
-#[derive(Debug)]
-struct Known {
-    queue: Queue,
-    /// A put is answered once it is durable.
-    syncs: bool,
-}
-
-/// More queues than this are not remembered by one connection.
-const KNOWN_MAX: usize = 64;
-
-impl Queues {
-    fn get(&mut self, server: &Server, name: &str, create: bool) -> Result<Option<&Known>, OpenError> {
-        let generation = server.generation.load(Ordering::Acquire);
-        if self.generation != generation || self.known.len() > KNOWN_MAX {
-            (self.known, self.generation) = (HashMap::new(), generation);
-        }
-        if !self.known.contains_key(name) {
-            let Some(queue) = block_in_place(|| server.queue(name, create))? else {
-                return Ok(None);
-            };
-            let syncs = queue.options().durability == Durability::Sync;
-            self.known.insert(name.to_owned(), Known { queue, syncs });
-        }
-        Ok(self.known.get(name))
-    }
-
-    /// The queue was deleted; what has its name now is another one.
-    fn forget(&mut self, name: &str) {
-        self.known.remove(name);
     }
 }
 
@@ -227,7 +179,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, pages: Option<TcpLis
     let mut stop = server.stop.subscribe();
     let mut connections = JoinSet::new();
     let most = server.config(|config| config.max_connections);
-    let pages = tokio::spawn(figures::serve(Arc::clone(&server), pages));
+    let pages = pages.map(|listener| tokio::spawn(figures::serve(Arc::clone(&server), listener)));
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -250,7 +202,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, pages: Option<TcpLis
         server.counters.curr_connections.store(connections.len() as u64, Ordering::Relaxed);
     }
     drop(listener);
-    pages.abort();
+    pages.inspect(JoinHandle::abort);
     let _ = tokio::time::timeout(STOP_TIME, async { while connections.join_next().await.is_some() {} }).await;
     // Who has not ended by now, because its client does not read, is dropped with all that it holds open.
     connections.shutdown().await;

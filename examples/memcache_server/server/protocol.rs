@@ -3,6 +3,10 @@
 //! [`Parser::next`] looks at the bytes received and not yet used, and answers with the next request and its length. It keeps
 //! no bytes of its own: all that it remembers is how much of a value that is too large is still to be skipped.
 
+use std::time::{Duration, UNIX_EPOCH};
+
+use kestrel_core::PutOptions;
+
 /// Longest line, its end included: memcached's 2 KiB and a key.
 pub(crate) const LINE_MAX: usize = 2048 + KEY_MAX;
 /// Longest key, options included.
@@ -15,8 +19,8 @@ const BINARY: (u8, usize) = (0x80, 24);
 pub(crate) enum Step<'a> {
     /// Nothing, until there are more.
     More,
-    /// Carry this out; it took so many bytes.
-    Request(Request<'a>, usize),
+    /// Carry this out, without an answer if `noreply` was said; it took so many bytes.
+    Request(Request<'a>, bool, usize),
     /// Drop so many: they belong to a value that was too large.
     Skip(usize),
     /// Answer this and disconnect: where the next request begins is not known.
@@ -25,56 +29,19 @@ pub(crate) enum Step<'a> {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request<'a> {
-    Set(Set<'a>),
-    /// A value beyond the limit, which is being skipped; whether `noreply` was said, here and below.
-    TooLarge(bool),
+    /// Queue, flags and expiry, data.
+    Set(&'a str, PutOptions, &'a [u8]),
+    /// A value beyond the limit, which is being skipped.
+    TooLarge,
     /// Whether ids are asked for.
     Get(Vec<Key<'a>>, bool),
     /// Queue, seconds, most items.
-    Monitor(&'a str, u64, usize),
-    Confirm(&'a str, usize),
-    Delete(&'a str, bool),
-    Flush(&'a str, bool),
-    FlushAll(bool),
-    FlushExpired(Option<&'a str>),
-    Stats,
-    DumpStats(Vec<&'a str>),
-    DumpConfig(Vec<&'a str>),
-    Reload,
-    Status(Option<State>),
-    Version,
-    /// A health check of memcached's meta protocol.
-    Nothing,
-    Quit,
-    Shutdown,
+    Monitor(&'a str, u64, u64),
+    Confirm(&'a str, u64),
+    /// Any other word, in small letters, and those behind it.
+    Other(String, Vec<&'a str>),
     /// A client that speaks the binary protocol: its opcode, and what it wants to see again.
     Binary(u8, [u8; 4]),
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Set<'a> {
-    pub(crate) queue: &'a str,
-    pub(crate) flags: u32,
-    pub(crate) expiry: Expiry,
-    pub(crate) data: &'a [u8],
-    /// `noreply`.
-    pub(crate) quiet: bool,
-}
-
-/// `exptime`: below a million a number of seconds from now, else seconds since 1970.
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
-pub(crate) enum Expiry {
-    Never,
-    Gone,
-    In(u64),
-    At(u64),
-}
-
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
-pub(crate) enum State {
-    Up,
-    ReadOnly,
-    Quiescent,
 }
 
 /// A key with its options: `queue/open/t=100`.
@@ -90,44 +57,24 @@ pub(crate) struct Key<'a> {
 }
 
 type Parsed<T> = Result<T, &'static str>;
-
-const MALFORMED: &str = "CLIENT_ERROR malformed request";
-
-impl Request<'_> {
-    /// Whether `noreply` was said.
-    pub(crate) fn is_quiet(&self) -> bool {
-        match self {
-            Request::Set(set) => set.quiet,
-            Request::TooLarge(quiet) | Request::Delete(_, quiet) | Request::Flush(_, quiet) => *quiet,
-            Request::FlushAll(quiet) => *quiet,
-            _ => false,
-        }
-    }
-}
+/// A request, whether `noreply` was said, and how many bytes behind its line belong to it.
+type Whole<'a> = (Request<'a>, bool, usize);
 
 impl<'a> Key<'a> {
     fn parse(text: &'a str) -> Parsed<Key<'a>> {
-        if text.len() > KEY_MAX {
-            return Err("CLIENT_ERROR key too long");
-        }
         let mut parts = text.split('/');
-        let queue = parts.next().unwrap_or_default();
-        let mut key = Key { text, queue, wait_ms: 0, open: false, close: false, abort: false, peek: false };
+        let queue = named(parts.next().unwrap_or_default())?;
+        let mut key =
+            Key { text: named(text)?, queue, wait_ms: 0, open: false, close: false, abort: false, peek: false };
         for option in parts {
-            match option {
-                "open" => key.open = true,
-                "close" => key.close = true,
-                "abort" => key.abort = true,
-                "peek" => key.peek = true,
-                _ => {
-                    if let Some(ms) = option.strip_prefix("t=") {
-                        key.wait_ms = number(ms)?;
-                    }
-                }
+            match (option, option.strip_prefix("t=")) {
+                ("open", _) => key.open = true,
+                ("close", _) => key.close = true,
+                ("abort", _) => key.abort = true,
+                ("peek", _) => key.peek = true,
+                (_, Some(ms)) => key.wait_ms = number(ms)?,
+                _ => {}
             }
-        }
-        if queue.is_empty() {
-            return Err("CLIENT_ERROR no queue named");
         }
         if (key.peek || key.abort) && (key.open || key.close) || key.peek && key.abort {
             return Err("CLIENT_ERROR options exclude each other");
@@ -152,173 +99,119 @@ impl Parser {
     }
 
     pub(crate) fn next<'a>(&mut self, input: &'a [u8]) -> Step<'a> {
+        self.step(input).unwrap_or_else(Step::Broken)
+    }
+
+    fn step<'a>(&mut self, input: &'a [u8]) -> Parsed<Step<'a>> {
         let Some(&first) = input.first() else {
-            return Step::More;
+            return Ok(Step::More);
         };
         if self.skip > 0 {
             let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(input.len());
             self.skip -= skipped as u64;
-            return Step::Skip(skipped);
+            return Ok(Step::Skip(skipped));
         }
         if self.skip_end {
-            return match line_end(input) {
-                Ok(Some(end)) => {
-                    self.skip_end = false;
-                    Step::Skip(end)
-                }
-                Ok(None) => Step::More,
-                Err(reply) => Step::Broken(reply),
-            };
+            let end = line_end(input)?;
+            self.skip_end = end.is_none();
+            return Ok(end.map_or(Step::More, Step::Skip));
         }
         if first == BINARY.0 {
-            return match input.get(..BINARY.1) {
-                Some(head) => {
-                    let opaque = [head[12], head[13], head[14], head[15]];
-                    Step::Request(Request::Binary(head[1], opaque), BINARY.1)
-                }
-                None => Step::More,
-            };
+            let head =
+                input.get(..BINARY.1).map(|head| Request::Binary(head[1], [head[12], head[13], head[14], head[15]]));
+            return Ok(head.map_or(Step::More, |head| Step::Request(head, false, BINARY.1)));
         }
         let Some(end) = input.iter().take(LINE_MAX).position(|&byte| byte == b'\n') else {
-            return if input.len() < LINE_MAX { Step::More } else { Step::Broken("CLIENT_ERROR line too long") };
+            return if input.len() < LINE_MAX { Ok(Step::More) } else { Err("CLIENT_ERROR line too long") };
         };
-        match self.line(&input[..end], &input[end + 1..]) {
-            Ok(Some((request, more))) => Step::Request(request, end + 1 + more),
-            Ok(None) => Step::More,
-            Err(reply) => Step::Broken(reply),
-        }
+        let whole = self.line(&input[..end], &input[end + 1..])?;
+        Ok(whole.map_or(Step::More, |(request, quiet, more)| Step::Request(request, quiet, end + 1 + more)))
     }
 
-    /// A line, without its end, and what follows it. The number is how many of the following bytes belong to the request.
-    fn line<'a>(&mut self, line: &'a [u8], after: &'a [u8]) -> Parsed<Option<(Request<'a>, usize)>> {
+    /// A line, without its end, and what follows it.
+    fn line<'a>(&mut self, line: &'a [u8], after: &'a [u8]) -> Parsed<Option<Whole<'a>>> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let line = std::str::from_utf8(line).map_err(|_| "CLIENT_ERROR not UTF-8")?.trim_end_matches(' ');
-        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        let mut lower = [0; 20];
-        let command = match lower.get_mut(..word.len()) {
-            Some(command) => {
-                command.copy_from_slice(word.as_bytes());
-                command.make_ascii_lowercase();
-                &*command
+        let mut words = line.split(' ');
+        let command = words.next().unwrap_or_default();
+        if command.eq_ignore_ascii_case("get") || command.eq_ignore_ascii_case("gets") {
+            let keys = words.map(Key::parse).collect::<Parsed<Vec<_>>>()?;
+            return match keys.is_empty() {
+                true => Err("CLIENT_ERROR no queue named"),
+                false => Ok(Some((Request::Get(keys, command.len() == 4), false, 0))),
+            };
+        }
+        let mut words: Vec<&str> = words.collect();
+        let command = command.to_ascii_lowercase();
+        // Where a queue must be named, the first word names it.
+        let first = usize::from(command != "flush_all");
+        let quiet = words.len() > first && words.pop_if(|word| word.eq_ignore_ascii_case("noreply")).is_some();
+        let request = match (&*command, &words[..]) {
+            ("set", [queue, flags, expiry, bytes]) => {
+                let flags = u32::try_from(number(flags)?).map_err(|_| "CLIENT_ERROR flags have 32 bits")?;
+                let (queue, options) = (named(queue)?, expiring(PutOptions::new().flags(flags), expiry)?);
+                let bytes = number(bytes)?;
+                return self.value(queue, options, bytes, quiet, after);
             }
-            None => &[],
+            ("set", _) => return Err("CLIENT_ERROR malformed request"),
+            ("monitor", [queue, seconds]) => Request::Monitor(named(queue)?, number(seconds)?, u64::MAX),
+            ("monitor", [queue, seconds, most]) => Request::Monitor(named(queue)?, number(seconds)?, number(most)?),
+            ("confirm", [queue, count]) => Request::Confirm(named(queue)?, number(count)?),
+            _ => Request::Other(command, words),
         };
-        let request = match command {
-            b"set" => return self.set(rest, after),
-            b"get" | b"gets" => {
-                Request::Get(rest.split(' ').map(Key::parse).collect::<Parsed<_>>()?, command == b"gets")
-            }
-            _ => other(command, rest)?,
-        };
-        Ok(Some((request, 0)))
+        Ok(Some((request, quiet, 0)))
     }
 
-    fn set<'a>(&mut self, rest: &'a str, after: &'a [u8]) -> Parsed<Option<(Request<'a>, usize)>> {
-        let mut words = rest.split(' ');
-        let queue = name(words.next())?;
-        let flags = words.next().ok_or(MALFORMED).and_then(number)?;
-        let flags = u32::try_from(flags).map_err(|_| "CLIENT_ERROR flags have 32 bits")?;
-        let expiry = expiry(words.next().ok_or(MALFORMED)?)?;
-        let bytes = words.next().ok_or(MALFORMED).and_then(number)?;
-        let quiet = quiet(words)?;
+    /// The value of a `set`, if it has come whole.
+    fn value<'a>(
+        &mut self,
+        queue: &'a str,
+        options: PutOptions,
+        bytes: u64,
+        quiet: bool,
+        after: &'a [u8],
+    ) -> Parsed<Option<Whole<'a>>> {
         let len = usize::try_from(bytes).unwrap_or(usize::MAX);
         if len > self.value_max {
             (self.skip, self.skip_end) = (bytes, true);
-            return Ok(Some((Request::TooLarge(quiet), 0)));
+            return Ok(Some((Request::TooLarge, quiet, 0)));
         }
         let Some((data, after)) = after.split_at_checked(len) else {
             return Ok(None);
         };
         let end = line_end(after)?;
-        Ok(end.map(|end| (Request::Set(Set { queue, flags, expiry, data, quiet }), len + end)))
+        Ok(end.map(|end| (Request::Set(queue, options, data), quiet, len + end)))
     }
 }
 
-/// All commands but those of the hot path.
-fn other<'a>(command: &[u8], rest: &'a str) -> Parsed<Request<'a>> {
-    let mut words = rest.split(' ').filter(|_| !rest.is_empty());
-    let request = match command {
-        b"monitor" => {
-            let queue = name(words.next())?;
-            let seconds = words.next().ok_or(MALFORMED).and_then(number)?;
-            let most = words.next().map_or(Ok(u64::MAX), number)?;
-            Request::Monitor(queue, seconds, usize::try_from(most).unwrap_or(usize::MAX))
-        }
-        b"confirm" => {
-            let queue = name(words.next())?;
-            let count = words.next().ok_or(MALFORMED).and_then(number)?;
-            Request::Confirm(queue, usize::try_from(count).unwrap_or(usize::MAX))
-        }
-        b"delete" => {
-            let queue = name(words.next())?;
-            // Old clients send a time of 0.
-            let mut words = words.skip_while(|word| *word == "0");
-            Request::Delete(queue, quiet(&mut words)?)
-        }
-        b"flush" => Request::Flush(name(words.next())?, quiet(&mut words)?),
-        b"flush_all" => {
-            let mut words = words.skip_while(|word| *word == "0");
-            Request::FlushAll(quiet(&mut words)?)
-        }
-        b"flush_expired" => Request::FlushExpired(Some(name(words.next())?)),
-        b"flush_all_expired" => Request::FlushExpired(None),
-        // Of memcached's kinds of statistics there is one.
-        b"stats" => Request::Stats,
-        b"dump_stats" => Request::DumpStats(words.map(|word| name(Some(word))).collect::<Parsed<_>>()?),
-        b"dump_config" => Request::DumpConfig(words.map(|word| name(Some(word))).collect::<Parsed<_>>()?),
-        b"reload" => Request::Reload,
-        b"status" => Request::Status(words.next().map(state).transpose()?),
-        b"version" => Request::Version,
-        b"mn" => Request::Nothing,
-        b"quit" => Request::Quit,
-        b"shutdown" => Request::Shutdown,
-        _ => return Err("CLIENT_ERROR unknown command"),
-    };
-    Ok(request)
-}
-
-fn name(word: Option<&str>) -> Parsed<&str> {
-    match word {
-        None | Some("") => Err("CLIENT_ERROR no queue named"),
-        Some(name) if name.len() > KEY_MAX => Err("CLIENT_ERROR key too long"),
-        Some(name) => Ok(name),
-    }
-}
-
-fn quiet<'a>(mut words: impl Iterator<Item = &'a str>) -> Parsed<bool> {
-    match (words.next(), words.next()) {
-        (None, _) => Ok(false),
-        (Some(word), None) if word.eq_ignore_ascii_case("noreply") => Ok(true),
-        _ => Err(MALFORMED),
+fn named(word: &str) -> Parsed<&str> {
+    match word.len() {
+        0 => Err("CLIENT_ERROR no queue named"),
+        1..=KEY_MAX => Ok(word),
+        _ => Err("CLIENT_ERROR key too long"),
     }
 }
 
 /// Digits and nothing else: `parse` would take a sign.
 fn number(word: &str) -> Parsed<u64> {
-    if word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("CLIENT_ERROR bad number");
-    }
-    word.parse().map_err(|_| "CLIENT_ERROR bad number")
+    let digits = Some(word).filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|word| word.parse().ok()).ok_or("CLIENT_ERROR bad number")
 }
 
-fn expiry(word: &str) -> Parsed<Expiry> {
+/// `exptime`: negative is over, 0 never, below a million a number of seconds from now, else seconds since 1970.
+fn expiring(options: PutOptions, word: &str) -> Parsed<PutOptions> {
     if let Some(past) = word.strip_prefix('-') {
-        return number(past).map(|seconds| if seconds == 0 { Expiry::Never } else { Expiry::Gone });
+        return Ok(if number(past)? == 0 { options } else { options.expires_at(UNIX_EPOCH) });
     }
-    Ok(match number(word)? {
-        0 => Expiry::Never,
-        seconds if seconds < 1_000_000 => Expiry::In(seconds),
-        seconds => Expiry::At(seconds),
+    let seconds = number(word)?;
+    let time = Duration::from_secs(seconds);
+    Ok(match UNIX_EPOCH.checked_add(time) {
+        _ if seconds == 0 => options,
+        _ if seconds < 1_000_000 => options.expires_in(time),
+        Some(time) => options.expires_at(time),
+        // Later than the clock can say is never.
+        None => options,
     })
-}
-
-fn state(word: &str) -> Parsed<State> {
-    match word.to_ascii_lowercase().as_str() {
-        "up" => Ok(State::Up),
-        "readonly" => Ok(State::ReadOnly),
-        "quiescent" => Ok(State::Quiescent),
-        _ => Err("CLIENT_ERROR unknown status"),
-    }
 }
 
 /// The length of the line end that stands here, if it has come whole.
