@@ -14,6 +14,9 @@ mod error;
 mod format;
 mod ids;
 mod item;
+#[cfg(feature = "jobs")]
+#[cfg_attr(docsrs, doc(cfg(feature = "jobs")))]
+pub mod jobs;
 mod journal;
 mod options;
 mod planted;
