@@ -18,6 +18,9 @@ mod error;
 mod format;
 mod ids;
 mod item;
+#[cfg(feature = "jobs")]
+#[cfg_attr(docsrs, doc(cfg(feature = "jobs")))]
+pub mod jobs;
 mod journal;
 mod options;
 mod planted;
@@ -42,6 +45,7 @@ pub use options::{
     Durability, OnDamage, PutOptions, QueueOptions, QueueOverrides, ReaderOptions, State, StateOptions, WhenFull,
 };
 pub use queue::archive::RetiredSegment;
+pub use queue::browse::{Browse, ItemState};
 #[cfg(feature = "async")]
 pub use queue::futures::OpenStream;
 pub use queue::futures::{GetFuture, OpenFuture, SyncedFuture};

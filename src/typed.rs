@@ -58,6 +58,12 @@ pub trait Codec<T>: Send + Sync {
     /// # Errors
     /// If they are not a value, or more than one.
     fn decode(&self, bytes: &[u8]) -> Result<T, Self::Error>;
+
+    /// Names the format where several may meet: stored beside the bytes of each job, so that a change of codec is told from
+    /// damage. 1 to 255 are this crate's; 0: it has no name.
+    fn id(&self) -> u32 {
+        0
+    }
 }
 
 /// A queue of values of one type, over an ordinary [`Queue`].
@@ -270,6 +276,10 @@ impl<T: serde::Serialize + serde::de::DeserializeOwned> Codec<T> for Postcard {
             _ => Err(postcard::Error::DeserializeBadEncoding),
         }
     }
+
+    fn id(&self) -> u32 {
+        1
+    }
 }
 
 /// Values as bincode 2.0.1, whose development has ended (RUSTSEC-2025-0141); [`Postcard`] is the better choice for new
@@ -321,5 +331,9 @@ impl<T: serde::Serialize + serde::de::DeserializeOwned> Codec<T> for Bincode {
             return Err(BincodeError::Trailing(bytes.len() - used));
         }
         Ok(value)
+    }
+
+    fn id(&self) -> u32 {
+        2
     }
 }

@@ -26,6 +26,7 @@ use super::segment::{FRAMES_AT, Segment};
 use super::{Context, Entry, Journal, NAMED_READERS, SlotFile, Tail, write_new_file};
 use crate::disk::{self, Disk, EntryKind, File, Map};
 use crate::error::OpenError;
+use crate::format::frame::{self, Frame};
 use crate::format::meta::FILE_LEN;
 use crate::format::reader::{self, LANES_AT, LANES_HEAD, LANES_LEN, LanesHead, RANGE_IDS, ReaderMeta};
 use crate::format::{Fault, VERSION};
@@ -87,6 +88,11 @@ impl Deref for View {
     fn deref(&self) -> &Segment {
         &self.segment
     }
+}
+
+/// Whether an item is for the reader with these lanes, or the queue's own: it is unless it names others.
+pub(crate) fn is_for(frame: &Frame, lanes: Option<&Arc<ReaderLanes>>) -> bool {
+    frame.only.is_none_or(|only| lanes.is_some_and(|lanes| only == frame::NAMED_READERS || only == lanes.id))
 }
 
 /// A named reader as the journal knows it.

@@ -10,6 +10,7 @@ mod faults;
 mod flips;
 mod handoffs;
 mod import;
+mod looking;
 mod model;
 mod oracle;
 mod planted;
