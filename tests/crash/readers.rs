@@ -399,12 +399,12 @@ fn clears(run: &mut Run) -> Done {
 /// that has what is left.
 fn thin_out(run: &mut Run) -> Done {
     run.create("a", false)?;
-    for _ in 0..7 {
-        run.put(7_000)?;
+    for _ in 0..3 {
+        run.put(16_000)?;
     }
-    run.take(OWN, 7)?;
+    run.take(OWN, 3)?;
     run.open("a")?;
-    run.take("a", 6)?;
+    run.take("a", 2)?;
     run.put(30_000)?;
     run.open("a")?;
     run.take(OWN, 1)?;
