@@ -35,7 +35,14 @@ pub(crate) struct Given {
 
 impl Core {
     /// Takes an item for a consumer who does not wait, or for one whose ticket was called.
+    #[inline(never)]
     pub(crate) fn take(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
+        self.take_inlined(mode, ticket)
+    }
+
+    /// In the caller that nobody waits in: an item is large, and each return would copy it.
+    #[inline(always)]
+    fn take_inlined(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
         let mut ticket = ticket;
         loop {
             let mut reader = self.reader.lock();
@@ -167,6 +174,7 @@ impl Core {
     }
 
     /// An item that was taken and could not be read waits again, as if it had not been touched.
+    #[cold]
     fn undo(&self, taken: &Taken, mode: Mode, serial: u64, before: Lane, error: Option<std::io::Error>) -> GetError {
         let place = taken.place;
         let mut wakes = Wakes::default();
@@ -208,6 +216,7 @@ impl Core {
         }
     }
 
+    #[inline]
     pub(super) fn finish(&self, segment: &Segment, place: &Place) -> std::io::Result<()> {
         if segment.mark_done(place.ordinal)? {
             self.ring_free();
@@ -219,15 +228,20 @@ impl Core {
     }
 
     /// Takes an item, waiting in line if `patience` says so. `Ok(None)`: none came.
+    #[inline]
     pub(crate) fn take_waiting(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
         self.may_take()?;
-        match self.take(mode, None)? {
-            Took::Item(given) => return Ok(Some(given)),
-            Took::Nothing | Took::NotYet if matches!(patience, Patience::None) => {
-                self.missed(mode);
-                return Ok(None);
-            }
-            Took::Nothing | Took::NotYet => {}
+        match self.take_inlined(mode, None)? {
+            Took::Item(given) => Ok(Some(given)),
+            Took::Nothing | Took::NotYet => self.wait(mode, patience),
+        }
+    }
+
+    #[inline(never)]
+    fn wait(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
+        if matches!(patience, Patience::None) {
+            self.missed(mode);
+            return Ok(None);
         }
         let place = self.join();
         loop {
@@ -487,6 +501,7 @@ impl Core {
 }
 
 /// The item at `place` with its stored payload.
+#[inline]
 pub(super) fn item_of(segment: &Segment, place: &Place, mut payload: Vec<u8>, attempts: u32) -> Item {
     let dead_letter = letters::read(segment, place, &payload).map(|note| {
         payload.drain(..note.len);
