@@ -16,7 +16,7 @@ use crate::queue::put::due_ms;
 use crate::reader::leases::ENDLESS;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Held, Reader, TakeError, Taken};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, spin_until};
 use crate::upkeep::Chore;
 
 /// Whether a taken item is done at once or held open.
@@ -242,6 +242,15 @@ impl Core {
         if matches!(patience, Patience::None) {
             self.missed(mode);
             return Ok(None);
+        }
+        // Not yet in line, so that the put that answers has nobody to call. Nobody stands behind it there: who comes meanwhile
+        // and does not look ends this look.
+        let read_to = self.reader.lock().read_to();
+        let front = &self.journal.front;
+        if spin_until(|| front.visible() > read_to || front.has_waiting())
+            && let Took::Item(given) = self.take(mode, None)?
+        {
+            return Ok(Some(given));
         }
         let place = self.join();
         loop {

@@ -343,6 +343,11 @@ impl Reader {
         self.visible_id()
     }
 
+    /// The last id that was read: a higher one that may be delivered is news.
+    pub(crate) fn read_to(&self) -> u64 {
+        self.read_id
+    }
+
     /// Promises what may be delivered to those who wait.
     pub(crate) fn promise(&mut self, wakes: &mut Wakes) {
         if !self.paused {
