@@ -269,6 +269,27 @@ impl Map {
         }
     }
 
+    /// Copies out a few bytes whose number is known beforehand.
+    #[inline]
+    pub(crate) fn copy_array<const N: usize>(&self, offset: usize) -> io::Result<[u8; N]> {
+        match self {
+            Map::Mapped(m) => m.copy_array(offset),
+            _ => {
+                let mut bytes = [0; N];
+                self.copy_out(offset, &mut bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Says that the bytes there are soon to be read; it may point anywhere.
+    #[inline]
+    pub(crate) fn prefetch(&self, offset: usize) {
+        if let Map::Mapped(m) = self {
+            m.prefetch(offset);
+        }
+    }
+
     /// Copies `len` bytes out into a fresh vector.
     #[inline]
     pub(crate) fn copy_vec(&self, offset: usize, len: usize) -> io::Result<Vec<u8>> {

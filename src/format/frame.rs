@@ -218,9 +218,18 @@ pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEAD
     end
 }
 
+/// Decodes a frame without an extension from its header alone. `None`: it may still be a frame, to be asked of [`decode`].
+#[inline(always)]
+pub(crate) fn decode_plain(head: &[u8; HEADER_BYTES], salt: Salt, offset: u32, limit: u32) -> Option<Frame> {
+    // The flags are the six highest bits of the ordinal's word, the kind the four of the length's: a delayed item and one that
+    // is not for everybody have an extension.
+    let is_plain = head[15] >> 2 == 0 && head[11] >> 4 < Kind::Deferred as u8;
+    if is_plain { decode(head, salt, offset, limit) } else { None }
+}
+
 /// Decodes the frame whose first bytes are `head` (as many as there are, up to 80), at `offset`, ending at or before
 /// `limit`. Rules 1 to 4; the cheap ones first, because the search behind damage tries every eighth byte.
-#[inline]
+#[inline(always)]
 pub(crate) fn decode(head: &[u8], salt: Salt, offset: u32, limit: u32) -> Option<Frame> {
     let mut bytes = Bytes(head);
     let header_crc = bytes.u32()?;
@@ -309,6 +318,9 @@ mod tests {
             let mut out = [0; HEADER_BYTES + EXTENSION_MAX];
             let len = encode(&frame, Salt(salt), 1 << 23, &mut out);
             prop_assert_eq!(len as u32, frame.head_len());
+            let header = out[..HEADER_BYTES].try_into().expect("as long as said");
+            let is_plain = len == HEADER_BYTES && !frame.noted;
+            prop_assert_eq!(decode_plain(&header, Salt(salt), 1 << 23, u32::MAX), is_plain.then_some(frame));
             prop_assert_eq!(decode(&out[..len], Salt(salt), 1 << 23, u32::MAX), Some(frame));
             prop_assert_eq!(decode(&out[..len], Salt(salt ^ 1 << 40), 1 << 23, u32::MAX), None);
             prop_assert_eq!(decode(&out[..len], Salt(salt), (1 << 23) + 512, u32::MAX), None);

@@ -66,11 +66,14 @@ pub(crate) fn tag(salt: Salt, block: u32) -> u64 {
 }
 
 /// Where block `block` begins in a segment of `segment_bytes`; `None` if the segment is too small for it.
+#[inline]
 pub(crate) fn block_at(segment_bytes: u32, block: u32) -> Option<u32> {
-    segment_bytes.checked_sub(block.checked_add(1)?.checked_mul(BLOCK as u32)?)
+    let from_end = (u64::from(block) + 1) * BLOCK as u64;
+    u64::from(segment_bytes).checked_sub(from_end).map(|at| at as u32)
 }
 
 /// The byte of the item with this ordinal.
+#[inline]
 pub(crate) fn lane_at(segment_bytes: u32, ordinal: u32) -> Option<usize> {
     let block = block_at(segment_bytes, ordinal / BLOCK_LANES)?;
     Some(block as usize + TAG + (ordinal % BLOCK_LANES) as usize)
@@ -78,6 +81,7 @@ pub(crate) fn lane_at(segment_bytes: u32, ordinal: u32) -> Option<usize> {
 
 /// How far frames may reach when the segment has `items` items. Frames and lanes never share a page, so that the
 /// rewriting of a lane never rewrites a sector of an acknowledged frame.
+#[inline]
 pub(crate) fn frame_limit(segment_bytes: u32, items: u32) -> u32 {
     let blocks = items.div_ceil(BLOCK_LANES).max(1);
     block_at(segment_bytes, blocks - 1).map_or(0, |at| at & !4095)

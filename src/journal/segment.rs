@@ -19,6 +19,11 @@ pub(crate) const LEN_MIN: u32 = 64 << 10;
 pub(crate) const LEN_MAX: u32 = 1 << 30;
 pub(crate) const FRAMES_AT: u32 = PAGE as u32;
 
+/// A line of the processor's cache, the frames and payloads from which on it is told what comes, and how much of it.
+const LINE: usize = 64;
+const LARGE: u32 = 192;
+const EXPECTED: u32 = 1024;
+
 /// An open segment.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -104,6 +109,7 @@ impl Segment {
         self.map.copy_in(at as usize, &lane::tag(self.salt, block).to_le_bytes())
     }
 
+    #[inline]
     fn lane_bounds<T>(&self, at: Option<T>) -> io::Result<T> {
         at.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "lane outside of the segment"))
     }
@@ -140,6 +146,7 @@ impl Segment {
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn lane(&self, ordinal: u32) -> io::Result<Option<Lane>> {
         let at = self.lane_bounds(lane::lane_at(self.len, ordinal))?;
         Ok(Lane::from_byte(self.map.load_byte(at)?))
@@ -156,6 +163,7 @@ impl Segment {
     }
 
     /// Marks an item waiting or in flight.
+    #[inline]
     pub(crate) fn mark(&self, ordinal: u32, lane: Lane) -> io::Result<()> {
         debug_assert!(lane != Lane::Done, "done is counted: mark_done");
         self.store_lane(ordinal, lane)
@@ -180,13 +188,48 @@ impl Segment {
         self.store_lane(ordinal, Lane::Done)
     }
 
+    /// As [`Segment::frame_at`], and in place where the frame is a header and a payload, as most are.
+    #[inline(always)]
+    pub(crate) fn next_frame(&self, offset: u32, limit: u32) -> io::Result<Option<Frame>> {
+        if u64::from(offset) + frame::HEADER_BYTES as u64 <= u64::from(self.len) {
+            let head = self.map.copy_array(offset as usize)?;
+            if let Some(frame) = frame::decode_plain(&head, self.salt, offset, limit) {
+                return Ok(Some(frame));
+            }
+        }
+        self.frame_at(offset, limit)
+    }
+
     /// Reads the frame at `offset`, which must end before `limit`. `Ok(None)`: the bytes there are no frame.
+    #[inline(never)]
     pub(crate) fn frame_at(&self, offset: u32, limit: u32) -> io::Result<Option<Frame>> {
         let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
         let available = (self.len.saturating_sub(offset) as usize).min(head.len());
         let head = &mut head[..available];
         self.map.copy_out(offset as usize, head)?;
         Ok(frame::decode(head, self.salt, offset, limit))
+    }
+
+    /// Behind a frame that is large enough for the next header to lie in no cache line that was just read: has the headers
+    /// fetched that are there if the next items are as long as this one.
+    #[inline]
+    pub(crate) fn expect_like(&self, frame: &Frame, next: u32) {
+        let len = frame.total_len();
+        if len >= LARGE {
+            self.map.prefetch(next as usize + len as usize);
+            self.map.prefetch(next as usize + 2 * len as usize);
+        }
+    }
+
+    /// Has the first part of a payload fetched that is read soon; what comes behind it the processor foresees.
+    #[inline]
+    pub(crate) fn expect_payload(&self, place: &Place) {
+        if place.payload_len >= LARGE {
+            let from = place.offset as usize + place.head_len as usize;
+            for at in (0..place.payload_len.min(EXPECTED) as usize).step_by(LINE) {
+                self.map.prefetch(from + at);
+            }
+        }
     }
 
     /// Where the item of the frame at `offset` is.
@@ -214,11 +257,17 @@ impl Segment {
         Ok(frame::payload_valid(self.salt, crc, &payload).then_some(payload))
     }
 
+    /// Whether [`Segment::check_whole`] would have nothing to look at.
+    #[inline]
+    pub(crate) fn is_checked(&self, tick_ms: u64) -> bool {
+        self.checked_ms.load(Ordering::Relaxed) == tick_ms
+    }
+
     /// An error if the file is no longer as long as it was, looked at once per tick of the coarse clock: a mapped page
     /// behind the end of a truncated file would be a signal, not an error.
     #[inline]
     pub(crate) fn check_whole(&self, tick_ms: u64) -> io::Result<()> {
-        if self.checked_ms.load(Ordering::Relaxed) == tick_ms {
+        if self.is_checked(tick_ms) {
             return Ok(());
         }
         self.check_whole_now(tick_ms)

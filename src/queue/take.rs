@@ -17,7 +17,7 @@ use crate::queue::put::due_ms;
 use crate::reader::leases::ENDLESS;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Held, Reader, TakeError, Taken};
-use crate::sync::{MutexGuard, Ordering};
+use crate::sync::{MutexGuard, Ordering, spin_until};
 use crate::upkeep::Chore;
 
 /// Whether a taken item is done at once or held open.
@@ -38,7 +38,14 @@ pub(crate) struct Given {
 
 impl Core {
     /// Takes an item for a consumer who does not wait, or for one whose ticket was called.
+    #[inline(never)]
     pub(crate) fn take(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
+        self.take_inlined(mode, ticket)
+    }
+
+    /// In the caller that nobody waits in: an item is large, and each return would copy it.
+    #[inline(always)]
+    fn take_inlined(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
         let mut ticket = ticket;
         loop {
             let mut reader = self.reader.lock();
@@ -184,6 +191,7 @@ impl Core {
     }
 
     /// An item that was taken and could not be read waits again, as if it had not been touched.
+    #[cold]
     fn undo(&self, taken: &Taken, mode: Mode, serial: u64, before: Lane, error: Option<std::io::Error>) -> GetError {
         let place = taken.place;
         let mut wakes = Wakes::default();
@@ -225,6 +233,7 @@ impl Core {
         }
     }
 
+    #[inline]
     pub(super) fn finish(&self, segment: &View, place: &Place) -> std::io::Result<()> {
         if segment.mark_done(place.ordinal)? {
             self.ring_free();
@@ -236,15 +245,29 @@ impl Core {
     }
 
     /// Takes an item, waiting in line if `patience` says so. `Ok(None)`: none came.
+    #[inline]
     pub(crate) fn take_waiting(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
         self.may_take()?;
-        match self.take(mode, None)? {
-            Took::Item(given) => return Ok(Some(given)),
-            Took::Nothing | Took::NotYet if matches!(patience, Patience::None) => {
-                self.missed(mode);
-                return Ok(None);
-            }
-            Took::Nothing | Took::NotYet => {}
+        match self.take_inlined(mode, None)? {
+            Took::Item(given) => Ok(Some(given)),
+            Took::Nothing | Took::NotYet => self.wait(mode, patience),
+        }
+    }
+
+    #[inline(never)]
+    fn wait(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
+        if matches!(patience, Patience::None) {
+            self.missed(mode);
+            return Ok(None);
+        }
+        // Not yet in line, so that the put that answers has nobody to call. Nobody stands behind it there: who comes meanwhile
+        // and does not look ends this look.
+        let read_to = self.reader.lock().read_to();
+        let front = &self.journal.front;
+        if spin_until(|| front.visible() > read_to || front.has_waiting())
+            && let Took::Item(given) = self.take(mode, None)?
+        {
+            return Ok(Some(given));
         }
         let place = self.join();
         loop {
@@ -516,6 +539,7 @@ impl Core {
 }
 
 /// The item at `place` with its stored payload.
+#[inline]
 pub(super) fn item_of(segment: &Segment, place: &Place, mut payload: Vec<u8>, attempts: u32) -> Item {
     let dead_letter = letters::read(segment, place, &payload).map(|note| {
         payload.drain(..note.len);

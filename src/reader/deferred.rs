@@ -31,6 +31,12 @@ impl Deferred {
         self.heap.push(Reverse((due_ms, id, at)));
     }
 
+    /// Neither kept back nor ripe: none at all.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.heap.is_empty() && self.ripe.is_empty()
+    }
+
     /// Items that are not due, as far as anybody has looked.
     pub(super) fn len(&self) -> u64 {
         self.heap.len() as u64
@@ -45,6 +51,7 @@ impl Deferred {
     }
 
     /// Whether an item's time has come.
+    #[inline]
     pub(super) fn has_ripe(&mut self, rules: Rules<'_>) -> bool {
         if !self.heap.is_empty() {
             // Only where something is deferred: the exact clock costs as much as a third of a get.

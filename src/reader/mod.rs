@@ -42,7 +42,7 @@ const ASIDE_MAX: usize = 1 << 16;
 /// while its header is still in the processor's cache.
 const REFILL_STEP: usize = 64;
 /// For consumers, no more once the ring holds places of so many payload bytes.
-const REFILL_BYTES: u64 = 4096;
+const REFILL_BYTES: u64 = 16 << 10;
 
 /// An item that a consumer holds open.
 #[derive(Debug)]
@@ -337,6 +337,7 @@ impl Reader {
             || (self.ring.len() < RING_MAX && self.ring_bytes + u64::from(payload_len) <= self.memory_bytes)
     }
 
+    #[inline]
     fn push(&mut self, place: Place) {
         self.ring_bytes += u64::from(place.payload_len);
         if place.expiry_ms != NEVER_MS {
@@ -372,6 +373,11 @@ impl Reader {
     /// What may be delivered was seen up to here.
     pub(crate) fn seen(&self) -> u64 {
         self.visible_id()
+    }
+
+    /// The last id that was read: a higher one that may be delivered is news.
+    pub(crate) fn read_to(&self) -> u64 {
+        self.read_id
     }
 
     /// Promises what may be delivered to those who wait.
@@ -428,12 +434,18 @@ impl Reader {
 
     /// Takes the first waiting item but `ahead`, which are promised to others: aborted ones by id, then the ring. `Ok(None)`:
     /// nothing may be delivered now.
+    #[inline]
     pub(crate) fn take_after(
         &mut self,
         journal: &Journal,
         rules: Rules<'_>,
         ahead: usize,
     ) -> Result<Option<Taken>, TakeError> {
+        if ahead == 0 { self.take(journal, rules) } else { self.take_behind(journal, rules, ahead) }
+    }
+
+    #[inline(never)]
+    fn take_behind(&mut self, journal: &Journal, rules: Rules<'_>, ahead: usize) -> Result<Option<Taken>, TakeError> {
         let mut passed = Vec::new();
         while passed.len() < ahead {
             match self.pop(journal, rules) {
@@ -449,7 +461,38 @@ impl Reader {
     }
 
     /// Takes the first waiting item.
+    #[inline]
     pub(crate) fn take(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Taken>, TakeError> {
+        match self.take_plain(rules) {
+            Some(taken) => Ok(Some(taken)),
+            None => self.take_any(journal, rules),
+        }
+    }
+
+    /// The first waiting item, if it can only be the ring's first, nothing about it is to be judged, and its segment is at hand.
+    #[inline]
+    fn take_plain(&mut self, rules: Rules<'_>) -> Option<Taken> {
+        let may_be_other = !self.aborted.is_empty() || !self.deferred.is_empty();
+        if may_be_other || self.max_age_ms != NEVER_MS || self.max_attempts != u32::MAX {
+            return None;
+        }
+        let segment = self.current.as_ref()?;
+        let place = *self.ring.front()?;
+        if place.expiry_ms != NEVER_MS || place.segment != segment.number || !segment.is_checked(rules.now_ms) {
+            return None;
+        }
+        let segment = segment.clone();
+        self.ring.pop_front();
+        self.ring_bytes -= u64::from(place.payload_len);
+        if let Some(next) = self.ring.front().filter(|next| next.segment == segment.number) {
+            segment.expect_payload(next);
+        }
+        self.gone(&place);
+        Some(Taken { place, segment })
+    }
+
+    #[inline(never)]
+    fn take_any(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Taken>, TakeError> {
         loop {
             let Some(place) = self.pop(journal, rules)? else {
                 return Ok(None);
@@ -653,8 +696,7 @@ impl Reader {
         let mut current = self.current.take();
         let mut looked = 0;
         let mut result = Ok(());
-        // Of large items fewer at a time: where the next header lies is known only from the one before, and behind a payload that
-        // was just copied it is on its way into the cache already.
+        // Of large items fewer at a time, so that their headers and what was fetched of their payloads are still in the cache.
         let enough = |bytes| expired == Expired::Done && bytes >= REFILL_BYTES;
         while self.read_id < until && (self.ring.is_empty() || (looked < REFILL_STEP && !enough(self.ring_bytes))) {
             looked += 1;
@@ -682,6 +724,7 @@ impl Reader {
     }
 
     /// Moves the cursor one frame on; `false`: no room, or nothing that may be delivered.
+    #[inline]
     fn read_next(
         &mut self,
         journal: &Journal,
@@ -723,11 +766,12 @@ impl Reader {
         };
         segment.check_whole(rules.now_ms).map_err(io)?;
         let end = segment.end();
-        let frame = segment.frame_at(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
+        let frame = segment.next_frame(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
         let Some(frame) = frame else {
             return self.read_over_damage(journal, segment, end, rules);
         };
         let next = at.offset + frame.total_len();
+        segment.expect_like(&frame, next);
         if !frame.kind.is_item() {
             self.cursor.offset = next;
             return Ok(true);
@@ -781,6 +825,7 @@ impl Reader {
     }
 
     /// At an invalid frame: goes on behind it if nothing that waits is lost by that, or if the caller salvages.
+    #[cold]
     fn read_over_damage(
         &mut self,
         journal: &Journal,

@@ -68,7 +68,14 @@ pub(crate) struct Wakes(Vec<Arc<Waiter>>);
 
 impl Wakes {
     /// A waker is the user's code and may panic: not before all others are woken.
+    #[inline]
     pub(crate) fn wake(self) {
+        if !self.0.is_empty() {
+            self.wake_all();
+        }
+    }
+
+    fn wake_all(self) {
         let mut panicked = None;
         for waiter in self.0 {
             panicked = catch_unwind(AssertUnwindSafe(|| waiter.wake())).err().or(panicked);
