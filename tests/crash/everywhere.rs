@@ -1002,7 +1002,7 @@ pub(super) fn from_env(name: &str, default: u64) -> u64 {
 }
 
 /// What a plain `cargo test` does in a minute, or all of it: `KESTREL_CRASH_STATES=200000 cargo test --release crash::`.
-fn is_long() -> bool {
+pub(super) fn is_long() -> bool {
     from_env("KESTREL_CRASH_STATES", 0) >= 100_000
 }
 
@@ -1096,12 +1096,12 @@ fn k141_s39_delays_hold_whatever_happens() {
     let seed = from_env("KESTREL_SEED", 1);
     let mine: Vec<Workload> = WORKLOADS.iter().filter(|work| work.name.starts_with("delays")).copied().collect();
     assert_eq!(mine.len(), 9);
-    let effort = Effort { exhaustive: 4, random: 1, depth_2_every: 499, stride: 2 };
+    let effort = Effort { exhaustive: 4, random: 1, depth_2_every: 499, stride: if is_long() { 1 } else { 5 } };
     let tally = in_parallel(&mine, |workload, tally| {
         explore(workload, seed, effort, tally)?;
-        failing_steps(workload, seed, true, 3, tally)?;
-        failing_steps(workload, seed, false, 7, tally)?;
-        two_lives(workload, seed, 17, tally)
+        failing_steps(workload, seed, true, 7, tally)?;
+        failing_steps(workload, seed, false, 23, tally)?;
+        two_lives(workload, seed, 41, tally)
     });
     tally.tell(seed);
 }

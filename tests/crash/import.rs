@@ -9,7 +9,7 @@ mod write;
 
 use std::collections::BTreeSet;
 
-use super::everywhere::from_env;
+use super::everywhere::{from_env, is_long};
 use super::oracle::{SYNC, Verdict, open_with, payload};
 use crate::disk::sim::{SimDisk, When};
 use crate::planted::{Bug, with};
@@ -152,20 +152,22 @@ fn careless(set: &QueueSet, name: &str, found: &Found) -> Result<Came, Failed> {
 
 #[test]
 fn k73_an_import_that_is_ended_anywhere_and_repeated_puts_each_item_once() {
-    let states = Kestrel::new().explore(careful, 1).unwrap_or_else(|violation| panic!("{violation}"));
+    let states = Kestrel::new()
+        .explore(careful, if is_long() { 1 } else { 7 })
+        .unwrap_or_else(|violation| panic!("{violation}"));
     println!("crash: import: {states} states, each item there once");
 }
 
 #[test]
 fn planted_careless_import_is_caught() {
-    let found = Kestrel::new().explore(careless, 1);
+    let found = Kestrel::new().explore(careless, 3);
     println!("planted: careless import: {found:?}");
     assert!(found.is_err());
 }
 
 #[test]
 fn planted_mark_before_moved_is_caught_by_the_import() {
-    let found = with(Bug::MarkBeforeMoved, || Kestrel::new().explore(careful, 1));
+    let found = with(Bug::MarkBeforeMoved, || Kestrel::new().explore(careful, 3));
     println!("planted: MarkBeforeMoved in an import: {found:?}");
     assert!(found.is_err());
 }

@@ -144,6 +144,7 @@ fn k31_of_a_close_and_two_aborts_by_three_threads_exactly_one_wins() {
     let (begin, end) = (Barrier::new(4), Barrier::new(4));
     let token = std::sync::Mutex::new(None);
     let wins = std::sync::atomic::AtomicU32::new(0);
+    let mut wrong = None;
     std::thread::scope(|scope| {
         for ender in 0..3 {
             let (q, begin, end, token, wins) = (&q, &begin, &end, &token, &wins);
@@ -162,10 +163,14 @@ fn k31_of_a_close_and_two_aborts_by_three_threads_exactly_one_wins() {
             *token.lock().expect("no panic") = Some(q.open().expect("there").into_token());
             begin.wait();
             end.wait();
-            assert_eq!((wins.load(std::sync::atomic::Ordering::SeqCst), q.stats().open_items), (round, 0));
+            // Told at the end: the other threads would wait for ever for one that panics.
+            if (wins.load(std::sync::atomic::Ordering::SeqCst), q.stats().open_items) != (round, 0) {
+                wrong.get_or_insert(round);
+            }
             drain(&q);
         }
     });
+    assert_eq!(wrong, None, "the round in which not one of three won");
 }
 
 /// The figure is printed by the benchmark `marks`, too; here it is what the open reads that must not grow.
@@ -242,7 +247,7 @@ fn k95_an_abort_a_resume_and_a_sweep_wake_as_many_as_there_are_items() {
     for _ in 0..3 {
         late.put_with("x", &PutOptions::new().expires_at(std::time::UNIX_EPOCH)).expect("accepted");
     }
-    wakes_three(&w, "a sweep into it", || drop(late.discard_expired(9).expect("sweeps")));
+    wakes_three(&w, "a sweep into it", || assert_eq!(late.discard_expired(9).expect("sweeps"), 3));
 
     let w = world();
     let q = w.queue("q");
