@@ -26,11 +26,15 @@ pub(crate) fn put_to_all(
             return Err((index, PutError::ReadOnly));
         }
     }
+    let mut relieved = false;
     let ids = loop {
         match try_put_to_all(cores, payload, options) {
             Err((index, PutError::Full { limit: Limit::Disk, .. }))
                 if cores[index].free_drained() || cores[index].make_disk_room() => {}
             Err((index, PutError::NoSpace { .. })) if cores[index].free_drained() => {}
+            Err((index, PutError::TooManyFiles { .. })) if !std::mem::replace(&mut relieved, true) => {
+                cores[index].relieve_all();
+            }
             stored => break stored?,
         }
     };
@@ -116,6 +120,7 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
     let last = stored.map_err(|(at, error)| (order[at], cores[order[at]].append_error(error)))?;
     let mut ids = vec![ItemId(0); cores.len()];
     let mut awaited = Vec::new();
+    let mut is_crowded = false;
     for ((&index, tail), id) in order.iter().zip(&mut tails).zip(last) {
         let core = &cores[index];
         let must_sync = core.must_sync(options.durability);
@@ -130,6 +135,7 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
         if std::mem::take(&mut tail.spent) {
             core.ring_free();
         }
+        is_crowded |= std::mem::take(&mut tail.crowded);
         if !is_shown && !must_sync {
             // It came behind an item that waits for a sync which is not its own.
             core.ring_sync();
@@ -139,6 +145,9 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
         }
     }
     drop(tails);
+    if is_crowded {
+        first.relieve();
+    }
     for core in cores.iter().filter(|_| due_ms != 0) {
         core.ring_due(due_ms);
     }
