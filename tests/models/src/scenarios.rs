@@ -16,6 +16,7 @@ use crate::format::header::SegmentHeader;
 use crate::format::meta::QueueMeta;
 use crate::ids::ItemId;
 use crate::journal::commit::Commit;
+use crate::journal::files::OpenFiles;
 use crate::journal::lane::{self, Lane};
 use crate::journal::moves::Moves;
 use crate::journal::pool::Pool;
