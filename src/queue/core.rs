@@ -770,13 +770,13 @@ impl Keeper for Core {
             return false;
         }
         if way == Way::Synced {
-            match self.journal.keeps_open(number) {
-                // Who looks at an archive runs user code, which may wait for someone who waits for this.
-                Unrest::Spent if self.shared.archive.is_none() => _ = self.free_spent(),
-                Unrest::Spent | Unrest::Unsynced if self.may_sync().is_err() || self.sync_round().is_err() => {
-                    return false;
-                }
-                Unrest::Spent | Unrest::Unsynced | Unrest::None => {}
+            // Who looks at an archive runs user code, which may wait for someone who waits for this.
+            if self.journal.keeps_open(number) == Unrest::Spent && self.shared.archive.is_none() {
+                self.free_spent();
+            }
+            let is_done = self.journal.keeps_open(number) == Unrest::None;
+            if !is_done && (self.may_sync().is_err() || self.sync_round().is_err()) {
+                return false;
             }
         }
         let Some(mut reader) = self.reader.try_lock() else { return false };

@@ -62,7 +62,7 @@ type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
 ///
 /// # Fork
 /// In a forked child every operation that can fail answers `Forked`, and dropping the handles there changes nothing. While such a child
-/// lives, it keeps the lock of a parent that has ended: the next opener gets `Locked`.
+/// lives, it keeps the lock of a parent that has died without closing the set: the next opener gets `Locked`.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
