@@ -109,6 +109,15 @@ pub enum OpenError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The process or the system has no descriptor or map to spare. Nothing was changed: close something else, or raise the
+    /// limit (`ulimit -n`), and try again.
+    #[error("too many open files for {path:?}")]
+    TooManyFiles {
+        /// What was to be opened.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The set's [`State`](crate::State) allows no new queue, and there is none of this name.
     #[error("the set is {state}")]
     State {
@@ -169,6 +178,16 @@ pub enum PutError {
     /// The medium is full. Nothing was stored; consumers can go on, and puts too once there is space.
     #[error("queue {queue:?}: no space on the medium")]
     NoSpace {
+        /// The queue.
+        queue: String,
+        /// The system's answer.
+        source: Arc<io::Error>,
+    },
+    /// The put needs another file, and the process or the system has no descriptor or map to spare, though the set has closed
+    /// what it could ([`QueueSetBuilder::open_files`](crate::QueueSetBuilder::open_files)). Nothing was stored; puts go on once
+    /// something else is closed.
+    #[error("queue {queue:?}: too many open files")]
+    TooManyFiles {
         /// The queue.
         queue: String,
         /// The system's answer.
@@ -238,6 +257,17 @@ pub enum GetError {
         offset: u64,
         /// The item, if it is known which.
         id: Option<ItemId>,
+    },
+    /// The item's file is not open, and the process or the system has no descriptor or map to spare. The item stays where it
+    /// was, and comes once something else is closed.
+    #[error("queue {queue:?}: too many open files for segment {segment}")]
+    TooManyFiles {
+        /// The queue.
+        queue: String,
+        /// The segment.
+        segment: u64,
+        /// The system's answer.
+        source: Arc<io::Error>,
     },
     /// The system refused to read. The item stays where it was.
     #[error("queue {queue:?}: reading segment {segment} at offset {offset} failed")]

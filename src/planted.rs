@@ -67,6 +67,8 @@ pub(crate) enum Bug {
     FreeUnpaid,
     /// Bytes are given back before the marks that allow it are durable.
     PunchBeforeSync,
+    /// A segment that was closed and is opened again counts as synced to its end.
+    WokenAsSynced,
     /// A frame's end is published without the frame (for the models).
     PublishRelaxed,
     /// A seal looks for open items before it is told (for the models).

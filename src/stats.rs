@@ -103,6 +103,8 @@ pub struct SetStats {
     pub pool_bytes: u64,
     /// Gauge: bytes of all segment files of the loaded queues, and of the pool.
     pub disk_bytes: u64,
+    /// Gauge: segment files that are open: see [`QueueSetBuilder::open_files`](crate::QueueSetBuilder::open_files).
+    pub open_files: u64,
 }
 
 /// What opening a queue found, and what it did.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::process::Command;
 
-use kestrel_core::{Durability, QueueOptions, QueueSet};
+use kestrel_core::{Durability, GetError, OpenError, PutError, Queue, QueueOptions, QueueSet};
 
 const CHILD: &str = "KESTREL_LIMITS_CHILD";
 
@@ -17,40 +17,67 @@ fn child_entry() {
     let set = QueueSet::builder().defaults(options).open(dir).expect("opens");
     let this = std::env::current_exe().expect("this binary");
     let others: Vec<File> = (0..8).map(|_| File::open(&this).expect("a file of somebody else's")).collect();
-    let mut answered = Vec::new();
+    // Twice each, so that each one's last segment was closed in between.
+    let queues: Vec<Queue> = (0..300)
+        .map(|n| {
+            let queue = set.queue(&format!("q{n}")).expect("whatever the number of queues");
+            queue.put(queue.name()).expect("room");
+            queue
+        })
+        .collect();
+    for queue in &queues {
+        queue.put("again").expect("room");
+    }
+    let (open, files) = (set.stats().open_files, open_now());
+    assert!(open <= 34, "{open} segments are open");
+    assert!(files <= 34 + 8 + 16, "{files} files are open");
+
+    // Somebody else takes all that is left: what needs another file says so, and the rest goes on.
+    let taken: Vec<File> = std::iter::from_fn(|| File::open(&this).ok()).collect();
+    assert!(!taken.is_empty());
+    let new = set.queue("new").map(|_| ());
+    assert!(matches!(new, Err(OpenError::TooManyFiles { .. })), "{new:?}");
     let mut refused = 0;
-    for n in 0..1000 {
-        let name = format!("q{n}");
-        match set
-            .queue(&name)
-            .map_err(|error| error.to_string())
-            .and_then(|queue| queue.put(name.as_bytes()).map(|_| queue).map_err(|error| error.to_string()))
-        {
-            Ok(queue) => answered.push(queue),
-            Err(error) => {
-                assert!(error.contains("q") || error.contains('/'), "it says where: {error}");
+    let mut next = vec![0; queues.len()];
+    for (queue, next) in queues.iter().zip(&mut next) {
+        match queue.put("third") {
+            Ok(_) => *next = 1,
+            Err(PutError::TooManyFiles { queue: name, .. }) => {
+                assert_eq!(name, queue.name());
                 refused += 1;
             }
+            Err(error) => panic!("{error:?}"),
+        }
+        // What could not be read is still there afterwards.
+        match queue.peek() {
+            Ok(Some(item)) => assert_eq!(item.data(), queue.name().as_bytes()),
+            Err(GetError::TooManyFiles { queue: name, .. }) => assert_eq!(name, queue.name()),
+            other => panic!("{other:?}"),
         }
     }
-    assert!(!answered.is_empty() && refused > 0, "{} answered, {refused} refused", answered.len());
-    for queue in &answered {
-        assert_eq!(queue.get().expect("there").data(), queue.name().as_bytes());
-    }
-    // A few that somebody gives back are enough to go on, in the same process.
-    drop(others);
-    let names: Vec<String> = answered.drain(..).map(|queue| queue.name().to_owned()).collect();
-    for name in &names[..names.len() / 2] {
-        assert!(set.delete(name).expect("a descriptor is there"));
+    assert!(refused < queues.len(), "closed segments make room for others");
+    drop((others, taken));
+    for (queue, third) in queues.iter().zip(next) {
+        let expected = [queue.name(), "again", "third"];
+        for expected in &expected[..2 + third] {
+            assert_eq!(queue.get().expect("there").data(), expected.as_bytes());
+        }
+        assert_eq!(queue.len(), 0);
     }
     let queue = set.queue("late").expect("room again");
     queue.put("late").expect("room again");
     assert_eq!(queue.get().expect("there").data(), b"late");
+    set.close().expect("closes");
+}
+
+/// The descriptors of this process.
+fn open_now() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 #[cfg(unix)]
 #[test]
-fn f37_few_descriptors_are_typed_errors_and_work_resumes() {
+fn f37_f38_few_descriptors_serve_many_queues_and_none_left_is_a_typed_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let output = Command::new("sh")
         .args(["-c", "ulimit -n 64 && exec \"$0\" --exact child_entry --nocapture --test-threads 1"])
@@ -61,7 +88,7 @@ fn f37_few_descriptors_are_typed_errors_and_work_resumes() {
     let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
     let set = QueueSet::open(dir.path()).expect("opens with all descriptors");
-    assert!(set.names().contains(&"late".to_owned()));
+    assert_eq!(set.names().len(), 301, "what was refused left nothing");
 }
 
 const LONG: &str = "KESTREL_LIMITS_LONG";

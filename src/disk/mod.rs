@@ -85,6 +85,13 @@ pub(crate) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether `error` means that the process, or the system, has no descriptor or map to spare.
+pub(crate) fn is_too_many_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let too_many = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| too_many.iter().any(|errno| errno.raw_os_error() == code))
+}
+
 /// Now, for deadlines of blocked threads. Item times come from [`Disk::wall_ms`] and [`Disk::mono_ms`].
 pub(crate) fn instant_now() -> Instant {
     Instant::now()
@@ -123,6 +130,16 @@ impl Disk {
     /// Opens an existing regular file; never follows a link, never blocks on a FIFO.
     pub(crate) fn open(&self, path: &Path, writable: bool) -> io::Result<File> {
         each!(self, d => d.open(path, writable).map(File::Real), s => s.open(path, writable).map(File::Sim))
+    }
+
+    /// Writes into an existing file that is not kept open for it, and makes that durable if `sync`.
+    pub(crate) fn write(&self, path: &Path, offset: u64, bytes: &[u8], sync: bool) -> io::Result<()> {
+        let write = || {
+            let file = self.open(path, true)?;
+            file.write_at(offset, bytes)?;
+            if sync { file.sync_data() } else { Ok(()) }
+        };
+        each!(self, _d => real::with_reserve(write), _s => write())
     }
 
     /// Creates a file (mode 0600); fails if the name is taken.
@@ -193,6 +210,11 @@ impl Disk {
         each!(self, d => d.random_u64(), s => Ok(s.random_u64()))
     }
 
+    /// How many files this process may have open; `None`: no limit is known.
+    pub(crate) fn open_files_max(&self) -> Option<u64> {
+        each!(self, _d => real::open_files_max(), _s => None)
+    }
+
     /// Whether background chores run on a thread of their own; a simulation runs them when told to.
     pub(crate) fn has_threads(&self) -> bool {
         each!(self, _d => true, _s => false)
@@ -220,6 +242,11 @@ impl File {
     /// Gives the space of whole pages back; they read as zeros then. `false`: this file system cannot.
     pub(crate) fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
         each!(self, f => real::punch(f, offset, len), s => s.punch(offset, len))
+    }
+
+    /// Gives a lock up, also for those who have inherited the descriptor: a child that is on its way to another program.
+    pub(crate) fn unlock(&self) -> io::Result<()> {
+        each!(self, f => f.unlock(), _s => Ok(()))
     }
 
     /// Makes the file's bytes, also those stored through a map, and its length durable.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use rustix::time::ClockId;
 
@@ -47,6 +48,7 @@ impl RealDisk {
     }
 
     pub(crate) fn lock(&self, path: &Path) -> io::Result<fs::File> {
+        keep_reserve(&mut RESERVE.lock());
         let file = self.open_regular(path, OFlags::RDWR | OFlags::CREATE)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
@@ -93,7 +95,7 @@ impl RealDisk {
     }
 
     pub(crate) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::File::open(dir)?.sync_all()
+        with_reserve(|| fs::File::open(dir)?.sync_all())
     }
 
     /// Only file systems on which a store into a fallocated page was measured never to fail. On btrfs and zfs (copy on
@@ -165,6 +167,43 @@ fn ms(time: rustix::time::Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
     seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
+
+/// A descriptor to let go of, so that a sync that needs one for a moment finds it. Without it a process that has none left could
+/// not make the name of a file durable, and would have to take that for a failed device.
+static RESERVE: Mutex<Option<fs::File>> = Mutex::new(None);
+
+fn keep_reserve(reserve: &mut Option<fs::File>) {
+    if reserve.is_none() {
+        *reserve = fs::File::open("/").ok();
+    }
+}
+
+/// Does what needs a descriptor until it is done. `short` has changed nothing when it finds none.
+pub(super) fn with_reserve<T>(short: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let done = short();
+    if !done.as_ref().is_err_and(super::is_too_many_files) {
+        return done;
+    }
+    // Others of this process may be faster than we are.
+    let mut tries = 10;
+    loop {
+        let mut reserve = RESERVE.lock();
+        *reserve = None;
+        let done = short();
+        keep_reserve(&mut reserve);
+        tries -= 1;
+        if tries == 0 || !done.as_ref().is_err_and(super::is_too_many_files) {
+            return done;
+        }
+        drop(reserve);
+        super::give_way();
+    }
+}
+
+/// The soft limit of open files.
+pub(crate) fn open_files_max() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
 pub(crate) fn len(file: &fs::File) -> io::Result<u64> {

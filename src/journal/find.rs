@@ -101,14 +101,15 @@ impl Journal {
         if id <= self.past(lanes) {
             return Ok(None);
         }
-        let mut table = self.table.lock();
         // Segments have their ids in the order of their numbers.
-        let found = table.values_mut().rev().find(|entry| entry.header.first_id <= id);
-        let Some(entry) = found.filter(|entry| !entry.cleared && id < entry.ids_end()) else {
+        let number = {
+            let table = self.table.lock();
+            let found = table.iter().rev().find(|(_, entry)| entry.header.first_id <= id);
+            found.filter(|(_, entry)| !entry.cleared && id < entry.ids_end()).map(|(number, _)| *number)
+        };
+        let Some(segment) = number.map(|number| self.segment(number)).transpose()?.flatten() else {
             return Ok(None);
         };
-        let segment = self.open_entry(entry)?;
-        drop(table);
         let ordinal = u32::try_from(id - segment.first_id).map_err(|_| io::ErrorKind::InvalidData)?;
         Ok(Some((View::new(segment, lanes), ordinal)))
     }
@@ -146,12 +147,11 @@ impl Journal {
                 return Ok(None);
             }
             let next = {
-                let mut table = self.table.lock();
-                match table.values_mut().find(|entry| !entry.cleared && entry.ids_end() > looked.id) {
-                    Some(entry) => Some(self.open_entry(entry)?),
-                    None => None,
-                }
+                let table = self.table.lock();
+                let next = table.iter().find(|(_, entry)| !entry.cleared && entry.ids_end() > looked.id);
+                next.map(|(number, _)| *number)
             };
+            let next = next.map(|number| self.segment(number)).transpose()?.flatten();
             let Some(segment) = next.map(|segment| View::new(segment, lanes)) else {
                 return Ok(None);
             };

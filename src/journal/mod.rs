@@ -10,6 +10,7 @@
 
 pub(crate) mod all;
 pub(crate) mod commit;
+pub(crate) mod files;
 pub(crate) mod find;
 pub(crate) mod front;
 pub(crate) mod holes;
@@ -26,10 +27,10 @@ pub(crate) mod verdict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 pub(crate) use crate::disk::is_no_space;
-use crate::disk::{Disk, File, Map};
+use crate::disk::{Disk, Map};
 pub(crate) use crate::format::frame::NAMED_READERS;
 use crate::format::frame::{self, Frame, Kind, Salt};
 use crate::format::header::{Extent, Previous, SegmentHeader};
@@ -38,11 +39,15 @@ use crate::ids::{NEVER_MS, Place};
 use crate::planted::{self, Bug};
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock, fence};
 use commit::Commit;
+use files::{Keeper, Way};
 use front::{Front, Intake};
 use holes::Holes;
 use pool::{NoSpare, Pool, Spare};
 use readers::ReaderLanes;
 use segment::{FRAMES_AT, LEN_MAX, LEN_MIN, Segment};
+
+/// A frame without payload and extension.
+const CHECKPOINT_BYTES: u32 = (frame::HEADER_BYTES as u32).next_multiple_of(frame::ALIGN);
 
 /// The reach of a segment is raised in steps of this many bytes.
 const REACH_STEP: u64 = 1 << 20;
@@ -64,6 +69,7 @@ pub(crate) struct Context {
 #[derive(Debug)]
 pub(crate) enum AppendError {
     NoSpace(io::Error),
+    TooManyFiles(io::Error),
     DiskCap,
     TooLarge {
         max: u64,
@@ -75,6 +81,16 @@ pub(crate) enum AppendError {
     },
     /// A store failed, and the segment could not be ended before it: only the next open knows.
     Undetermined(Arc<io::Error>),
+}
+
+/// What must be done before a segment may be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unrest {
+    None,
+    /// All its items are done.
+    Spent,
+    /// The device may not have all of it.
+    Unsynced,
 }
 
 /// A segment to be freed.
@@ -129,6 +145,8 @@ pub(crate) struct Journal {
     /// Lock 2. Everything that a put changes. No I/O under it but stores into the map and, at a roll, a rename.
     pub(crate) tail: Mutex<Tail>,
     pub(crate) commit: Commit,
+    /// Who closes its segments when the set holds too many open.
+    keeper: OnceLock<Weak<dyn Keeper>>,
     /// Lock 5. All segments by number.
     table: Mutex<BTreeMap<u64, Entry>>,
     /// Lock 6. The queue's header file.
@@ -149,6 +167,8 @@ pub(crate) struct Journal {
 #[derive(Debug)]
 pub(crate) struct Tail {
     segment: Option<Arc<Segment>>,
+    /// The number of the segment, if it was closed because nobody used it; then there is none above.
+    resting: Option<u64>,
     /// Where the next frame goes, and the ordinal of its item.
     end: u32,
     ordinal: u32,
@@ -178,6 +198,8 @@ pub(crate) struct Tail {
     marked: bool,
     /// A segment was sealed whose items were all done by then; cleared by who has it freed.
     pub(crate) spent: bool,
+    /// A segment was opened beyond what the set may hold open; cleared by who has others closed.
+    pub(crate) crowded: bool,
 }
 
 /// A segment as the journal knows it, open or not.
@@ -187,8 +209,9 @@ pub(crate) struct Entry {
     pub(crate) open: Option<Arc<Segment>>,
     /// Has its final name.
     pub(crate) named: bool,
-    /// Extent, done items and newest put time, valid while it is not open.
+    /// Extent, done items, how far it is durable and newest put time, valid while it is not open.
     pub(crate) extent: Extent,
+    pub(crate) synced_to: u32,
     pub(crate) done: u32,
     pub(crate) last_ms: u64,
     pub(crate) sealed: bool,
@@ -235,12 +258,19 @@ impl Entry {
         u64::from(self.header.segment_bytes - self.holes.bytes.min(self.header.segment_bytes))
     }
 
+    /// The device has its marks, and its frames up to `end`. What an earlier process wrote and never proved is no worse for
+    /// being closed: the next sync stores it again.
+    fn is_durable(&self, segment: &Segment, end: u32) -> bool {
+        segment.is_durable(if self.unproven_from.is_some() { 0 } else { end })
+    }
+
     /// Closes a sealed segment that nobody uses and that is not to be freed; if others than the queue's own reader have a say
     /// in that, it may have long to wait.
     fn rest(&mut self, has_readers: bool) {
         let Some(segment) = &self.open else { return };
         if self.sealed && Arc::strong_count(segment) == 1 && (has_readers || !segment.is_spent()) {
             self.done = segment.done();
+            self.synced_to = segment.synced_to.load(Ordering::Acquire);
             self.marks_unsynced = segment.marks_unsynced.load(Ordering::Acquire);
             self.open = None;
         }
@@ -258,7 +288,7 @@ pub(crate) struct MetaFile {
 }
 
 /// A small header file that is there whole or not at all.
-pub(crate) fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Result<File> {
+pub(crate) fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -> io::Result<()> {
     let tmp = dir.join(format!("{name}.tmp"));
     match disk.unlink(&tmp) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -276,13 +306,14 @@ pub(crate) fn write_new_file(disk: &Disk, dir: &Path, name: &str, slot: &[u8]) -
         let _ = disk.unlink(&tmp);
         return Err(error);
     }
-    Ok(file)
+    Ok(())
 }
 
-/// A file of two slots, written in turn.
+/// A file of two slots, written in turn; open only while it is written, since there is one for each queue.
 #[derive(Debug)]
 pub(crate) struct SlotFile {
-    file: File,
+    disk: Disk,
+    path: PathBuf,
     sequence: u64,
     next_slot: usize,
     /// The newest slot is durable. One that an earlier process wrote may be in the page cache only.
@@ -290,8 +321,8 @@ pub(crate) struct SlotFile {
 }
 
 impl SlotFile {
-    pub(crate) fn new(file: File, sequence: u64, next_slot: usize, proven: bool) -> SlotFile {
-        SlotFile { file, sequence, next_slot, proven }
+    pub(crate) fn new(disk: &Disk, path: PathBuf, sequence: u64, next_slot: usize, proven: bool) -> SlotFile {
+        SlotFile { disk: disk.clone(), path, sequence, next_slot, proven }
     }
 
     /// Nothing was stored in it since it was made.
@@ -322,8 +353,7 @@ impl SlotFile {
     }
 
     fn write(&self, index: usize, slot: &[u8; meta::SLOT]) -> io::Result<()> {
-        self.file.write_at((index * meta::SLOT) as u64, slot)?;
-        if planted::is(Bug::FreeBeforeMeta) { Ok(()) } else { self.file.sync_data() }
+        self.disk.write(&self.path, (index * meta::SLOT) as u64, slot, !planted::is(Bug::FreeBeforeMeta))
     }
 }
 
@@ -382,6 +412,7 @@ impl Journal {
             front: Arc::new(Front::new(last_id)),
             tail: Mutex::new(Tail {
                 segment: None,
+                resting: None,
                 end: 0,
                 ordinal: 0,
                 limit: 0,
@@ -401,7 +432,9 @@ impl Journal {
                 closed: false,
                 marked: false,
                 spent: false,
+                crowded: false,
             }),
+            keeper: OnceLock::new(),
             commit: Commit::new(durable),
             table: Mutex::new(recovered.entries),
             meta: Mutex::new(recovered.meta),
@@ -510,7 +543,7 @@ impl Journal {
             u64::from(tail.end) + bytes <= u64::from(limit)
                 && put_ms.saturating_sub(segment.base_ms) <= u64::from(u32::MAX)
         };
-        if !fits(tail) {
+        if !fits(tail) && !(self.wake_tail(tail)? && fits(tail)) {
             self.roll(tail, items, bytes, put_ms)?;
         }
         let segment = tail.segment.as_deref().ok_or(AppendError::Exhausted)?;
@@ -523,10 +556,7 @@ impl Journal {
             }
             Ok(())
         });
-        checked.map_err(|error| match crate::disk::is_no_space(&error) {
-            true => AppendError::NoSpace(error),
-            false => AppendError::Io { segment: segment.number, error },
-        })?;
+        checked.map_err(|error| refused(segment.number, error))?;
         Ok(Write {
             end: tail.end,
             ordinal: tail.ordinal,
@@ -591,10 +621,7 @@ impl Journal {
             }),
             None => tail.previous,
         };
-        let no_space = |error: io::Error| match crate::disk::is_no_space(&error) {
-            true => AppendError::NoSpace(error),
-            false => AppendError::Io { segment: number, error },
-        };
+        let refused = |error| refused(number, error);
         if !tail.marked {
             // Once per process, and before an id is told that a power cut could undo.
             let (next_id, boot_id) = (tail.next_id, self.context.boot_id);
@@ -606,28 +633,32 @@ impl Journal {
                 }
                 meta.clean = false;
             });
-            marked.map_err(no_space)?;
+            marked.map_err(refused)?;
             tail.marked = true;
         }
-        let salt = Salt(self.context.disk.random_u64().map_err(no_space)?);
+        let salt = Salt(self.context.disk.random_u64().map_err(refused)?);
         let spare = match (&self.context.dir, tail.spare.take()) {
             (_, Some(spare)) if spare.len == len => spare,
             (Some(_), other) => {
                 if let Some(other) = other {
                     self.context.pool.put_back(other);
                 }
+                tail.crowded |= !self.context.pool.files.make_room();
                 match self.take_spare(len, least) {
                     Ok(spare) => spare,
                     Err(no) => {
                         self.give_up_drained(tail);
                         return Err(match no {
                             NoSpare::Cap => AppendError::DiskCap,
-                            NoSpare::Io(error) => no_space(error),
+                            NoSpare::Io(error) => refused(error),
                         });
                     }
                 }
             }
-            (None, _) => Spare { path: None, file: None, map: Map::anonymous(len as usize).map_err(no_space)?, len },
+            (None, _) => {
+                let map = Map::anonymous(len as usize).map_err(refused)?;
+                Spare { path: None, file: None, map, len, counted: None }
+            }
         };
         let len = spare.len;
         let header = SegmentHeader {
@@ -645,6 +676,7 @@ impl Journal {
         // From here on the spare has left the pool: whatever fails, it is given back or removed.
         let from = spare.path.clone();
         let begun = Segment::begin(&header, spare.file, spare.map).and_then(|segment| {
+            let segment = segment.counted(spare.counted);
             if let (Some(dir), Some(from)) = (&self.context.dir, &from) {
                 self.context.disk.rename(from, &dir.join(file_name(number, false)))?;
             }
@@ -657,7 +689,7 @@ impl Journal {
                     let _ = self.context.disk.unlink(&from);
                 }
                 self.context.pool.forget(len);
-                return Err(no_space(error));
+                return Err(refused(error));
             }
         };
         let _ = self.seal_tail(tail);
@@ -668,6 +700,7 @@ impl Journal {
                 open: Some(Arc::clone(&segment)),
                 named: false,
                 extent: Extent::default(),
+                synced_to: 0,
                 done: 0,
                 last_ms: put_ms,
                 sealed: false,
@@ -680,6 +713,7 @@ impl Journal {
                 may_have_holes: false,
             },
         );
+        self.enter(&segment);
         tail.segment = Some(segment);
         tail.end = FRAMES_AT;
         tail.ordinal = 0;
@@ -695,8 +729,14 @@ impl Journal {
 
     /// A file of `len` bytes or, where there is no room for so many, of as many as there is for, but not under `least`.
     fn take_spare(&self, mut len: u32, least: u32) -> Result<Spare, NoSpare> {
+        let files = &self.context.pool.files;
+        let mut is_first = true;
         loop {
             match self.context.pool.take(len) {
+                Err(NoSpare::Io(error)) if is_first && crate::disk::is_too_many_files(&error) => {
+                    is_first = false;
+                    files.close_half(Way::AsIs);
+                }
                 Err(NoSpare::Cap) if len > least => len /= 2,
                 Err(NoSpare::Io(error)) if len > least && crate::disk::is_no_space(&error) => len /= 2,
                 taken => return taken,
@@ -784,6 +824,9 @@ impl Journal {
             }
             tail.next_len
         };
+        if self.context.pool.files.is_tight() {
+            self.context.pool.files.relieve();
+        }
         // A failure here is no news: the roll meets it again and reports it.
         let Ok(spare) = self.context.pool.take(len) else {
             return;
@@ -799,11 +842,108 @@ impl Journal {
 
     /// The open segment of this number; `None` if it is gone.
     pub(crate) fn segment(&self, number: u64) -> io::Result<Option<Arc<Segment>>> {
-        let mut table = self.table.lock();
-        match table.get_mut(&number) {
-            Some(entry) => self.open_entry(entry).map(Some),
-            None => Ok(None),
+        match self.table.lock().get(&number) {
+            Some(Entry { open: Some(segment), .. }) => return Ok(Some(Arc::clone(segment))),
+            Some(_) => {}
+            None => return Ok(None),
         }
+        let files = &self.context.pool.files;
+        files.make_room();
+        let open = || self.table.lock().get_mut(&number).map(|entry| self.open_entry(entry)).transpose();
+        let opened = match open() {
+            Err(error) if crate::disk::is_too_many_files(&error) => {
+                files.close_half(Way::AsIs);
+                open()
+            }
+            opened => opened,
+        }?;
+        if let Some(segment) = &opened {
+            self.enter(segment);
+        }
+        Ok(opened)
+    }
+
+    /// Whether the set holds as many segments open as it may, or more.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.context.pool.files.is_full()
+    }
+
+    /// Lets the set close a segment that was opened when nobody uses it.
+    fn enter(&self, segment: &Segment) {
+        if let (Some(keeper), Some(opening)) = (self.keeper.get(), segment.opening()) {
+            self.context.pool.files.enter(keeper, segment.number, opening);
+        }
+    }
+
+    /// Who closes its segments, told once, before any is open.
+    pub(crate) fn kept_by(&self, keeper: Weak<dyn Keeper>) {
+        debug_assert!(self.table.lock().values().all(|entry| entry.open.is_none()), "nothing is open yet");
+        let _ = self.keeper.set(keeper);
+    }
+
+    /// See [`Keeper::usage`].
+    pub(crate) fn usage(&self, number: u64, opening: u64) -> Option<u64> {
+        let table = self.table.lock();
+        let segment = table.get(&number)?.open.as_ref()?;
+        (segment.opening() == Some(opening)).then(|| segment.usage())
+    }
+
+    /// Whether a sync is needed before a segment may be closed, and whether all its items are done.
+    pub(crate) fn keeps_open(&self, number: u64) -> Unrest {
+        let tail = self.tail.lock();
+        let table = self.table.lock();
+        let Some((entry, segment)) = table.get(&number).and_then(|entry| Some((entry, entry.open.as_ref()?))) else {
+            return Unrest::None;
+        };
+        if entry.is_spent() {
+            return Unrest::Spent;
+        }
+        match tail.is_durable(entry, segment) {
+            true => Unrest::None,
+            false => Unrest::Unsynced,
+        }
+    }
+
+    /// Closes a segment that is durable and that nobody uses, be it the one that is appended to. `false`: it is still open.
+    ///
+    /// The tail's lock is only tried, since the caller may hold any other.
+    pub(crate) fn rest(&self, number: u64) -> bool {
+        let Some(mut tail) = self.tail.try_lock() else { return false };
+        let mut table = self.table.lock();
+        let Some(entry) = table.get_mut(&number) else { return true };
+        let Some(segment) = &entry.open else { return true };
+        let is_tail = tail.segment.as_ref().is_some_and(|own| own.number == number);
+        let users = Arc::strong_count(segment) - 1 - usize::from(is_tail);
+        if users > 0 || !tail.is_durable(entry, segment) {
+            return false;
+        }
+        if is_tail {
+            if tail.ordinal == 0 || !entry.named {
+                return false;
+            }
+            (entry.extent, entry.last_ms) = (tail.extent(), tail.last_ms);
+            tail.segment = None;
+            tail.resting = Some(number);
+            tail.spare_asked = false;
+            if let Some(spare) = tail.spare.take() {
+                self.context.pool.put_back(spare);
+            }
+        }
+        entry.done = segment.done();
+        entry.synced_to = segment.synced_to.load(Ordering::Acquire);
+        entry.marks_unsynced = false;
+        entry.open = None;
+        true
+    }
+
+    /// Opens the last segment again, if it was closed because nobody used it. `false`: it was not.
+    #[cold]
+    fn wake_tail(&self, tail: &mut Tail) -> Result<bool, AppendError> {
+        let Some(number) = tail.resting else { return Ok(false) };
+        tail.segment = self.segment(number).map_err(|error| refused(number, error))?;
+        tail.resting = None;
+        tail.crowded |= self.is_crowded();
+        Ok(tail.segment.is_some())
     }
 
     fn open_entry(&self, entry: &mut Entry) -> io::Result<Arc<Segment>> {
@@ -821,7 +961,8 @@ impl Journal {
         let map = self.context.disk.open_map(&file, len as usize, mapped)?;
         let segment = Segment::resume(&entry.header, Some(file), map, entry.extent.end, entry.extent.count, entry.done);
         if entry.unproven_from.is_none() {
-            segment.synced_to.store(entry.extent.end, Ordering::Release);
+            let to = if planted::is(Bug::WokenAsSynced) { entry.extent.end } else { entry.synced_to };
+            segment.synced_to.store(to, Ordering::Release);
         }
         segment.marks_unsynced.store(entry.marks_unsynced, Ordering::Release);
         if !self.context.read_only {
@@ -834,18 +975,25 @@ impl Journal {
         if entry.sealed {
             segment.seal();
         }
-        let segment = Arc::new(segment);
+        let segment = Arc::new(segment.counted(Some(self.context.pool.files.count())));
         entry.open = Some(Arc::clone(&segment));
         Ok(segment)
     }
 
     /// The lowest segment with a number above `number`.
     pub(crate) fn segment_after(&self, number: u64) -> io::Result<Option<Arc<Segment>>> {
-        let mut table = self.table.lock();
-        match table.range_mut(number.saturating_add(1)..).find(|(_, entry)| !entry.cleared) {
-            Some((_, entry)) => self.open_entry(entry).map(Some),
-            None => Ok(None),
+        let after = || {
+            let table = self.table.lock();
+            let next = table.range(number.saturating_add(1)..).find(|(_, entry)| !entry.cleared);
+            next.map(|(number, _)| *number)
+        };
+        while let Some(next) = after() {
+            // Freed in between: there may be one behind it.
+            if let Some(segment) = self.segment(next)? {
+                return Ok(Some(segment));
+            }
         }
+        Ok(None)
     }
 
     /// The queue's number, which its frames are known by in other journals.
@@ -913,17 +1061,15 @@ impl Journal {
         walked.map(|_| ())
     }
 
-    /// Closes sealed segments above `above` that nobody uses, so that a long backlog holds neither maps nor descriptors.
-    /// With `durable_only`, those that a sync has covered: an error of writing back is told to descriptors that were open.
-    pub(crate) fn rest_unused(&self, above: u64, durable_only: bool) {
+    /// Closes sealed segments above `above` that nobody uses, so that a long backlog holds neither maps nor descriptors; those
+    /// that a sync has covered, for an error of writing back is told to descriptors that were open.
+    pub(crate) fn rest_unused(&self, above: u64) {
         if self.context.dir.is_none() {
             return;
         }
         let has_readers = self.has_readers();
         for entry in self.table.lock().range_mut(above.saturating_add(1)..).map(|(_, entry)| entry) {
-            let Some(segment) = &entry.open else { continue };
-            let durable = segment.synced_to.load(Ordering::Acquire) >= segment.end();
-            if durable || !durable_only {
+            if entry.open.as_ref().is_some_and(|segment| entry.is_durable(segment, segment.end())) {
                 entry.rest(has_readers);
             }
         }
@@ -933,13 +1079,9 @@ impl Journal {
     /// descriptors. `None`: it is gone.
     fn with_segment<T>(&self, number: u64, with: impl FnOnce(&Segment) -> io::Result<T>) -> io::Result<Option<T>> {
         let has_readers = self.has_readers();
-        let (segment, was_open) = {
-            let mut table = self.table.lock();
-            let Some(entry) = table.get_mut(&number) else {
-                return Ok(None);
-            };
-            let was_open = entry.open.is_some();
-            (self.open_entry(entry)?, was_open)
+        let was_open = self.table.lock().get(&number).is_some_and(|entry| entry.open.is_some());
+        let Some(segment) = self.segment(number)? else {
+            return Ok(None);
         };
         let done = with(&segment)?;
         drop(segment);
@@ -1032,8 +1174,9 @@ impl Journal {
             let mut table = self.table.lock();
             for (number, to, sealed) in covered {
                 let Some(entry) = table.get_mut(&number) else { continue };
-                if let Some(segment) = &entry.open {
-                    segment.synced_to.fetch_max(to, Ordering::AcqRel);
+                match &entry.open {
+                    Some(segment) => _ = segment.synced_to.fetch_max(to, Ordering::AcqRel),
+                    None => entry.synced_to = entry.synced_to.max(to),
                 }
                 if sealed {
                     entry.unproven_from = None;
@@ -1092,6 +1235,7 @@ impl Journal {
         if tail.proven || self.commit.durable() < tail.next_id - 1 || self.commit.failure().is_some() {
             return Ok(());
         }
+        let _ = self.wake_tail(&mut tail);
         let Some(segment) = tail.segment.clone() else {
             return Ok(());
         };
@@ -1206,6 +1350,10 @@ impl Journal {
     /// Clears everything appended so far: one small durable write, whatever the number of items. The tail lock keeps puts
     /// out.
     pub(crate) fn clear(&self, tail: &mut Tail) -> io::Result<()> {
+        self.wake_tail(tail).map_err(|error| match error {
+            AppendError::Io { error, .. } | AppendError::NoSpace(error) | AppendError::TooManyFiles(error) => error,
+            _ => io::ErrorKind::Other.into(),
+        })?;
         let clear_id = tail.next_id - 1;
         self.meta.lock().update(|meta| {
             meta.clear_id = if planted::is(Bug::ClearInMemory) { meta.clear_id } else { clear_id };
@@ -1280,12 +1428,12 @@ impl Journal {
         let last = match last {
             Some(last) => Some(last),
             None => {
-                let mut table = self.table.lock();
-                match table.values_mut().next_back() {
-                    Some(entry) => {
-                        let (extent, last_ms) = (entry.extent, entry.last_ms);
-                        Some((self.open_entry(entry)?, extent, last_ms))
-                    }
+                let last = {
+                    let table = self.table.lock();
+                    table.iter().next_back().map(|(number, entry)| (*number, entry.extent, entry.last_ms))
+                };
+                match last {
+                    Some((number, extent, last_ms)) => self.segment(number)?.map(|segment| (segment, extent, last_ms)),
                     None => None,
                 }
             }
@@ -1308,9 +1456,18 @@ impl Journal {
         })
     }
 
+    /// Closes all segments of a queue that was shut, and that nobody holds.
+    pub(crate) fn close_files(&self) {
+        self.tail.lock().segment = None;
+        for entry in self.table.lock().values_mut() {
+            entry.open = None;
+        }
+    }
+
     /// The queue's directory has left, and another queue may have its name soon: from here on no name there is touched, by
     /// upkeep or by a sync that is under way. Returns the bytes of its segments.
     pub(crate) fn leave(&self) -> u64 {
+        self.close_meta();
         let mut left = self.giving.lock();
         *left = true;
         let mut table = self.table.lock();
@@ -1352,6 +1509,13 @@ impl Tail {
     /// The number of the newest segment.
     pub(crate) fn newest(&self) -> u64 {
         self.next_number - 1
+    }
+
+    /// The device has the segment, as far as anything depends on it: the checkpoint at the end of a proven tail may be lost.
+    fn is_durable(&self, entry: &Entry, segment: &Segment) -> bool {
+        let is_tail = self.segment.as_ref().is_some_and(|own| own.number == segment.number);
+        let checkpoint = if is_tail && self.proven { CHECKPOINT_BYTES } else { 0 };
+        entry.is_durable(segment, segment.end().saturating_sub(checkpoint))
     }
 
     fn extent(&self) -> Extent {
@@ -1413,10 +1577,7 @@ fn write_item(
         }
         segment.write_frame(write.end, &head[..head_len], item.payload)
     })();
-    stored.map_err(|error| match crate::disk::is_no_space(&error) {
-        true => AppendError::NoSpace(error),
-        false => AppendError::Io { segment: segment.number, error },
-    })?;
+    stored.map_err(|error| refused(segment.number, error))?;
     write.end += frame.total_len();
     write.ordinal += 1;
     write.next_id += 1;
@@ -1430,6 +1591,17 @@ fn write_item(
     }
     write.addressed += u32::from(item.only.is_some());
     Ok(())
+}
+
+/// Why the system did not do what an append needs.
+fn refused(segment: u64, error: io::Error) -> AppendError {
+    if crate::disk::is_no_space(&error) {
+        return AppendError::NoSpace(error);
+    }
+    match crate::disk::is_too_many_files(&error) {
+        true => AppendError::TooManyFiles(error),
+        false => AppendError::Io { segment, error },
+    }
 }
 
 /// At most this many bytes of frame.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::disk::{self, Disk, EntryKind, File, Map};
 use crate::format::header::PAGE;
+use crate::journal::files::{Counted, OpenFiles};
 use crate::planted::{self, Bug};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
@@ -18,6 +19,7 @@ pub(crate) struct Spare {
     pub(crate) file: Option<Arc<File>>,
     pub(crate) map: Map,
     pub(crate) len: u32,
+    pub(crate) counted: Option<Counted>,
 }
 
 /// Why there is no spare.
@@ -32,6 +34,8 @@ pub(crate) enum NoSpare {
 pub(crate) struct Pool {
     disk: Disk,
     dir: PathBuf,
+    /// Of all queues of the set.
+    pub(crate) files: Arc<OpenFiles>,
     mapped: bool,
     bytes_max: u64,
     disk_max: u64,
@@ -64,7 +68,14 @@ struct Waiting {
 
 impl Pool {
     /// Adopts what an earlier process left in `dir`.
-    pub(crate) fn open(disk: Disk, dir: PathBuf, bytes_max: u64, disk_max: u64, read_only: bool) -> io::Result<Pool> {
+    pub(crate) fn open(
+        disk: Disk,
+        dir: PathBuf,
+        files: OpenFiles,
+        bytes_max: u64,
+        disk_max: u64,
+        read_only: bool,
+    ) -> io::Result<Pool> {
         let mut state = State::default();
         let mapped = disk.may_map(&dir);
         if !read_only {
@@ -101,6 +112,7 @@ impl Pool {
         Ok(Pool {
             disk,
             dir,
+            files: Arc::new(files),
             mapped,
             bytes_max,
             disk_max,
@@ -122,6 +134,12 @@ impl Pool {
             drop(state);
             match self.open_spare(&waiting) {
                 Ok(spare) => return Ok(spare),
+                Err(error) if disk::is_too_many_files(&error) => {
+                    let mut state = self.state.lock();
+                    state.spare_bytes += u64::from(len);
+                    state.spares.push(waiting);
+                    return Err(NoSpare::Io(error));
+                }
                 // A file of ours that cannot be opened is given up whole, or it would take space that nobody counts.
                 // Whatever else stands there now is not ours to use.
                 Err(error) => {
@@ -183,7 +201,7 @@ impl Pool {
             file.allocate(u64::from(len))?;
         }
         let map = self.disk.open_map(&file, len as usize, self.mapped)?;
-        Ok(Spare { path: Some(waiting.path.clone()), file: Some(file), map, len })
+        Ok(Spare { path: Some(waiting.path.clone()), file: Some(file), map, len, counted: Some(self.files.count()) })
     }
 
     fn create(&self, number: u64, len: u32) -> io::Result<Spare> {
@@ -192,7 +210,7 @@ impl Pool {
         let made = (|| {
             let reserved = file.allocate(u64::from(len))?;
             let map = self.disk.open_map(&file, len as usize, self.mapped && reserved)?;
-            Ok(Spare { path: Some(path.clone()), file: Some(file), map, len })
+            Ok(Spare { path: Some(path.clone()), file: Some(file), map, len, counted: Some(self.files.count()) })
         })();
         if made.is_err() {
             // Half a file is of no use to anyone; if even this fails, the next open removes it.

@@ -596,7 +596,8 @@ impl Journal {
         }
         // What was cleared with the queue is gone for all; and nobody begins behind the end.
         meta.start_id = meta.start_id.max(self.cleared()).min(self.appended());
-        Ok(ReaderLanes::new(&self.context, meta, Some(SlotFile::new(file, slots.sequence, slots.next_slot, false))))
+        let slots = SlotFile::new(&self.context.disk, path, slots.sequence, slots.next_slot, false);
+        Ok(ReaderLanes::new(&self.context, meta, Some(slots)))
     }
 
     /// Keeps what is there from being given back, for a reader that is to begin with it. Comes before the tail lock.
@@ -651,11 +652,11 @@ impl Journal {
             file.allocate(FILE_LEN as u64)?;
             return file.write_at(0, &slot);
         }
-        let file = write_new_file(disk, dir, &name, &slot).inspect_err(|_| {
+        write_new_file(disk, dir, &name, &slot).inspect_err(|_| {
             // It may have its name already, and nobody was told of it.
             let _ = disk.unlink(&dir.join(&name));
         })?;
-        reader.state.lock().slots = Some(SlotFile::new(file, 1, 1, true));
+        reader.state.lock().slots = Some(SlotFile::new(disk, dir.join(name), 1, 1, true));
         Ok(())
     }
 

@@ -274,6 +274,7 @@ impl<'a> Recovery<'a> {
                     open: None,
                     named: segment.named,
                     extent,
+                    synced_to: extent.end,
                     done: segment.done,
                     last_ms: segment.last_ms,
                     sealed: true,
@@ -297,6 +298,7 @@ impl<'a> Recovery<'a> {
                     open: None,
                     named: segment.named,
                     extent,
+                    synced_to: extent.end,
                     done: extent.count,
                     last_ms: segment.last_ms,
                     sealed: true,
@@ -320,6 +322,7 @@ impl<'a> Recovery<'a> {
         match disk::as_not_regular(&source) {
             Some(what) => OpenError::NotRegular { path: path.to_owned(), what },
             None if disk::is_no_space(&source) => OpenError::NoSpace { path: path.to_owned(), source },
+            None if disk::is_too_many_files(&source) => OpenError::TooManyFiles { path: path.to_owned(), source },
             None => OpenError::Io { path: path.to_owned(), source },
         }
     }

@@ -10,6 +10,7 @@ use crate::disk::{File, Map};
 use crate::format::frame::{self, Frame, Salt};
 use crate::format::header::{self, CLEAN_SEAL_AT, COPY_AT, Extent, PAGE, SEAL_AT, Seal, SegmentHeader};
 use crate::ids::{NEVER_MS, Place};
+use crate::journal::files::Counted;
 use crate::journal::lane::{self, Lane};
 use crate::journal::progress::Progress;
 use crate::planted::{self, Bug};
@@ -44,6 +45,8 @@ pub(crate) struct Segment {
     checked_ms: AtomicU64,
     /// Where some of the frames begin, by ordinal: for who looks for one.
     pub(super) marks: Mutex<Vec<(u32, u32)>>,
+    /// One of the set's open files; `None`: memory only, or not the set's to close.
+    counted: Option<Counted>,
 }
 
 impl Segment {
@@ -78,7 +81,28 @@ impl Segment {
             marks_unsynced: AtomicBool::new(false),
             checked_ms: AtomicU64::new(0),
             marks: Mutex::new(Vec::new()),
+            counted: None,
         }
+    }
+
+    /// Counts among the set's open files from here on.
+    pub(crate) fn counted(self, counted: Option<Counted>) -> Segment {
+        Segment { counted, ..self }
+    }
+
+    /// Tells this opening of the file from others.
+    pub(crate) fn opening(&self) -> Option<u64> {
+        self.counted.as_ref().map(Counted::opening)
+    }
+
+    /// A number that changes with its frames and its done items.
+    pub(crate) fn usage(&self) -> u64 {
+        (u64::from(self.end()) << 32) + u64::from(self.done())
+    }
+
+    /// The device has its frames up to `end`, and its marks.
+    pub(crate) fn is_durable(&self, end: u32) -> bool {
+        self.synced_to.load(Ordering::Acquire) >= end && !self.marks_unsynced.load(Ordering::Acquire)
     }
 
     pub(crate) fn end(&self) -> u32 {

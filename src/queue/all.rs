@@ -27,11 +27,15 @@ pub(crate) fn put_to_all(
             return Err((index, PutError::ReadOnly));
         }
     }
+    let mut relieved = false;
     let ids = loop {
         match try_put_to_all(cores, payload, options) {
             Err((index, PutError::Full { limit: Limit::Disk, .. }))
                 if cores[index].free_drained() || cores[index].make_disk_room() => {}
             Err((index, PutError::NoSpace { .. })) if cores[index].free_drained() => {}
+            Err((index, PutError::TooManyFiles { .. })) if !std::mem::replace(&mut relieved, true) => {
+                cores[index].relieve_all();
+            }
             stored => break stored?,
         }
     };
@@ -135,6 +139,7 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
     let last = stored.map_err(|(at, error)| (takers[at].0, cores[takers[at].0].append_error(error)))?;
     let mut ids = vec![ItemId(0); cores.len()];
     let mut awaited = Vec::new();
+    let mut is_crowded = false;
     for (((index, tail, item), passed), id) in takers.iter_mut().zip(&mut passed).zip(last) {
         let core = &cores[*index];
         if let Some(reader) = passed {
@@ -152,6 +157,7 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
         if std::mem::take(&mut tail.spent) {
             core.ring_free();
         }
+        is_crowded |= std::mem::take(&mut tail.crowded);
         if !is_shown && !must_sync {
             // It came behind an item that waits for a sync which is not its own.
             core.ring_sync();
@@ -163,6 +169,9 @@ fn try_put_to_all(cores: &[Arc<Core>], payload: &[u8], options: &PutOptions) -> 
     }
     drop(passed);
     let takers: Vec<usize> = takers.into_iter().map(|(index, ..)| index).collect();
+    if is_crowded {
+        first.relieve();
+    }
     for core in unread {
         core.fanout.leave_unread(1);
     }

@@ -11,10 +11,11 @@ use crate::clock::Clock;
 use crate::disk::{self, Disk, ForkGuard};
 use crate::error::{Error, GetError, OptionsError, SyncError};
 use crate::ids::{self, Cursor, ItemId, Place};
-use crate::journal::Journal;
 use crate::journal::commit::Commit;
+use crate::journal::files::{Keeper, Way};
 use crate::journal::lane::Lane;
 use crate::journal::moves::Moves;
+use crate::journal::{Journal, Unrest};
 use crate::options::{Durability, QueueOptions, QueueOverrides};
 use crate::queue::archive::Archive;
 use crate::queue::fanout::Fanout;
@@ -163,34 +164,39 @@ impl Core {
         reader.keeps_expired = options.expire_to.is_some() && !shared.read_only;
         // Who only looks moves nothing.
         reader.max_attempts = if shared.read_only { u32::MAX } else { options.attempts_in(queue_of(&name)) };
-        Arc::new_cyclic(|me| Core {
-            name,
-            shared,
-            reader: Mutex::new(reader),
-            durability: AtomicU64::new(durability_code(&options)),
-            lease_ms: AtomicU64::new(options.lease_ms()),
-            only_limit: AtomicU32::new(Limits::of(&options).only_size()),
-            limits: RwLock::new(Limits::of(&options)),
-            options: RwLock::new(options),
-            own: Mutex::new(QueueOverrides::default()),
-            report: Mutex::new(report),
-            create_ms,
-            before_id: journal.appended(),
-            before_bytes: journal.front.intake().payload_bytes,
-            journal,
-            fanout,
-            has_journal,
-            tending: AtomicBool::new(false),
-            sync_rung: AtomicBool::new(false),
-            tended_id: AtomicU64::new(0),
-            aging: AtomicBool::new(false),
-            debts: Mutex::new(Vec::new()),
-            archived: Mutex::new(BTreeSet::new()),
-            due_ms: AtomicU64::new(u64::MAX),
-            sparse: Mutex::new(BTreeSet::new()),
-            unpaid: AtomicU64::new(0),
-            life: ids::next_life(),
-            me: me.clone(),
+        Arc::new_cyclic(|me: &Weak<Core>| {
+            if fanout.home.is_none() {
+                journal.kept_by(Weak::clone(me) as Weak<dyn Keeper>);
+            }
+            Core {
+                name,
+                shared,
+                reader: Mutex::new(reader),
+                durability: AtomicU64::new(durability_code(&options)),
+                lease_ms: AtomicU64::new(options.lease_ms()),
+                only_limit: AtomicU32::new(Limits::of(&options).only_size()),
+                limits: RwLock::new(Limits::of(&options)),
+                options: RwLock::new(options),
+                own: Mutex::new(QueueOverrides::default()),
+                report: Mutex::new(report),
+                create_ms,
+                before_id: journal.appended(),
+                before_bytes: journal.front.intake().payload_bytes,
+                journal,
+                fanout,
+                has_journal,
+                tending: AtomicBool::new(false),
+                sync_rung: AtomicBool::new(false),
+                tended_id: AtomicU64::new(0),
+                aging: AtomicBool::new(false),
+                debts: Mutex::new(Vec::new()),
+                archived: Mutex::new(BTreeSet::new()),
+                due_ms: AtomicU64::new(u64::MAX),
+                sparse: Mutex::new(BTreeSet::new()),
+                unpaid: AtomicU64::new(0),
+                life: ids::next_life(),
+                me: me.clone(),
+            }
         })
     }
 
@@ -412,7 +418,7 @@ impl Core {
     /// Has done what a reader found.
     #[inline]
     pub(crate) fn ring_for(&self, finds: Finds) {
-        if finds.spent {
+        if finds.spent || finds.crowded {
             self.ring_free();
         }
         if finds.doomed {
@@ -543,7 +549,11 @@ impl Core {
             above = above.min(reader.reading());
         });
         let left = self.free_round();
-        self.journal.rest_unused(above, self.durability.load(Ordering::Relaxed) != OS);
+        self.journal.rest_unused(above);
+        let files = &self.journal.context.pool.files;
+        if files.is_tight() {
+            files.relieve();
+        }
         let mut wakes = Wakes::default();
         self.each(|core| core.reader.lock().room(&mut wakes));
         wakes.wake();
@@ -770,11 +780,14 @@ impl Core {
         let untouched = !is_unsynced && self.journal.is_untouched();
         if untouched {
             self.journal.disarm();
-            return Ok(());
+        } else {
+            self.sync_round()?;
+            let _ = self.free_round();
+            self.journal.seal_clean().map_err(|error| self.sync_error(Arc::new(error)))?;
         }
-        self.sync_round()?;
-        let _ = self.free_round();
-        self.journal.seal_clean().map_err(|error| self.sync_error(Arc::new(error)))
+        // Of many queues each opens its last segment here.
+        self.journal.close_files();
+        Ok(())
     }
 
     pub(crate) fn stats(&self) -> QueueStats {
@@ -828,6 +841,39 @@ impl Core {
             readers,
             unread_items: self.fanout.unread(),
         }
+    }
+}
+
+impl Keeper for Core {
+    fn usage(&self, number: u64, opening: u64) -> Option<u64> {
+        self.journal.usage(number, opening)
+    }
+
+    fn rest(&self, number: u64, way: Way) -> bool {
+        if self.is_forked() {
+            return false;
+        }
+        if way == Way::Synced {
+            // Who looks at an archive runs user code, which may wait for someone who waits for this.
+            if self.journal.keeps_open(number) == Unrest::Spent && self.shared.archive.is_none() {
+                self.free_spent();
+            }
+            let is_done = self.journal.keeps_open(number) == Unrest::None;
+            if !is_done && (self.may_sync().is_err() || self.sync_round().is_err()) {
+                return false;
+            }
+        }
+        let mut let_go = true;
+        let met = self.try_each(|core| {
+            let_go &= match core.reader.try_lock() {
+                Some(mut reader) if !reader.closed => {
+                    reader.let_go_of(number);
+                    true
+                }
+                _ => false,
+            };
+        });
+        met && let_go && self.journal.rest(number)
     }
 }
 

@@ -129,6 +129,17 @@ impl Core {
         }
     }
 
+    /// Does something with a queue and each of its named readers, for who may hold any lock. `false`: not with all of them.
+    pub(super) fn try_each(&self, mut with: impl FnMut(&Core)) -> bool {
+        with(self);
+        if !self.fanout.has_named() {
+            return true;
+        }
+        let Some(named) = self.fanout.named.try_read() else { return false };
+        named.values().for_each(|named| with(named));
+        true
+    }
+
     /// Does something with each named reader of this queue.
     pub(super) fn each_named(&self, mut with: impl FnMut(&Core)) {
         if self.fanout.has_named() {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::error::{Limit, PutError};
 use crate::ids::{ItemId, NEVER_MS};
+use crate::journal::files::Way;
 use crate::journal::{AppendError, Moved, NewItem};
 use crate::options::{Durability, Expiry, PutOptions, QueueOptions, WhenFull};
 use crate::planted::{self, Bug};
@@ -137,11 +138,13 @@ impl Core {
         }
         let must_sync = self.must_sync(options.durability);
         let mut ticket: Option<SpaceTicket<'_>> = None;
+        let mut relieved = false;
         loop {
             let tried = self.try_put(new, options, must_sync, &mut ticket, room, ids);
             match tried {
                 Err(PutError::Full { limit: Limit::Disk, .. }) if self.free_drained() || self.make_disk_room() => {}
                 Err(PutError::NoSpace { .. }) if self.free_drained() => {}
+                Err(PutError::TooManyFiles { .. }) if !std::mem::replace(&mut relieved, true) => self.relieve_all(),
                 Err(error) => return Err(error),
                 Ok(Some(last)) => {
                     drop(ticket);
@@ -161,6 +164,19 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Closes segments that nobody uses, in any queue of the set, after a sync where one is needed: their number has met the
+    /// budget. The put that met it does it, so that a late upkeep thread is no reason to fail.
+    #[cold]
+    pub(super) fn relieve(&self) {
+        self.journal.context.pool.files.relieve();
+    }
+
+    /// The same, where the system has met its own limit.
+    #[cold]
+    pub(super) fn relieve_all(&self) {
+        self.journal.context.pool.files.close_half(Way::Synced);
     }
 
     /// Frees the last segment, if it was sealed because there was no room for another and nothing waited in it.
@@ -392,6 +408,7 @@ impl Core {
         let arm = self.journal.wants_spare(&mut tail);
         let spent = std::mem::take(&mut tail.spent);
         drop(passed);
+        let crowded = std::mem::take(&mut tail.crowded);
         drop(tail);
         if due_ms != 0 {
             self.each_addressed(|core| core.ring_due(due_ms));
@@ -414,6 +431,9 @@ impl Core {
             self.ring_tend();
         }
         self.each_named(|core| core.ring_expiry(expiry_ms));
+        if crowded {
+            self.relieve();
+        }
         Ok(Some(ItemId(last)))
     }
 
@@ -421,6 +441,7 @@ impl Core {
         let queue = self.name.clone();
         match error {
             AppendError::NoSpace(source) => PutError::NoSpace { queue, source: Arc::new(source) },
+            AppendError::TooManyFiles(source) => PutError::TooManyFiles { queue, source: Arc::new(source) },
             AppendError::DiskCap => PutError::Full { queue, limit: Limit::Disk },
             AppendError::TooLarge { max } => PutError::TooLarge { len: u64::MAX, max },
             AppendError::Exhausted => PutError::Exhausted,

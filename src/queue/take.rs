@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
+use crate::disk;
 use crate::error::{CloseError, GetError};
 use crate::ids::{ItemId, Place};
 use crate::item::{DeadLetter, Item};
@@ -47,6 +48,7 @@ impl Core {
     #[inline(always)]
     fn take_inlined(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
         let mut ticket = ticket;
+        let mut relieved = false;
         loop {
             let mut reader = self.reader.lock();
             if reader.closed {
@@ -99,6 +101,12 @@ impl Core {
                     }
                     self.look_once_more(seen);
                     return Ok(Took::NotYet);
+                }
+                Err(TakeError::Io { error, .. }) if disk::is_too_many_files(&error) && !relieved => {
+                    drop(reader);
+                    self.relieve_all();
+                    relieved = true;
+                    continue;
                 }
                 Err(error) => {
                     let finds = reader.finds();
@@ -165,6 +173,9 @@ impl Core {
         drop(reader);
         wakes.wake();
         self.ring_for(finds);
+        if finds.crowded {
+            self.relieve();
+        }
 
         // The payload is copied without the lock: the segment cannot be freed while it is in hand.
         match self.journal.read(&taken.segment, &place) {
@@ -226,6 +237,9 @@ impl Core {
         match error {
             TakeError::Damaged { segment, offset, id } => {
                 GetError::Corrupt { queue, segment, offset: offset.into(), id: Some(ItemId(id)) }
+            }
+            TakeError::Io { segment, error, .. } if disk::is_too_many_files(&error) => {
+                GetError::TooManyFiles { queue, segment, source: Arc::new(error) }
             }
             TakeError::Io { segment, offset, error } => {
                 GetError::Io { queue, segment, offset: offset.into(), source: Arc::new(error) }
@@ -372,6 +386,15 @@ impl Core {
             return Err(CloseError::Forked);
         }
         let mut reader = self.reader.lock();
+        if let Some(number) = reader.held_in(id, serial)
+            && let Err(error) = reader.segment(&self.journal, number)
+            && disk::is_too_many_files(&error)
+        {
+            // Met again below if this does not help.
+            drop(reader);
+            self.relieve_all();
+            reader = self.reader.lock();
+        }
         if reader.closed {
             return Err(CloseError::Closed);
         }
@@ -512,13 +535,24 @@ impl Core {
         if self.is_forked() {
             return Err(GetError::Forked);
         }
-        let mut reader = self.reader.lock();
-        if reader.closed {
-            return Err(GetError::Closed);
-        }
-        self.shared.states.may_get()?;
-        let rules = self.rules();
-        let taken = if reader.paused { Ok(None) } else { reader.peek(&self.journal, rules) };
+        let mut relieved = false;
+        let (mut reader, taken) = loop {
+            let mut reader = self.reader.lock();
+            if reader.closed {
+                return Err(GetError::Closed);
+            }
+            self.shared.states.may_get()?;
+            let rules = self.rules();
+            let taken = if reader.paused { Ok(None) } else { reader.peek(&self.journal, rules) };
+            match &taken {
+                Err(TakeError::Io { error, .. }) if disk::is_too_many_files(error) && !relieved => {
+                    drop(reader);
+                    self.relieve_all();
+                    relieved = true;
+                }
+                _ => break (reader, taken),
+            }
+        };
         let finds = reader.finds();
         self.ring_for(finds);
         let Some(taken) = taken.map_err(|error| self.take_error(error))? else {

@@ -67,6 +67,8 @@ pub(crate) struct Finds {
     pub(crate) spent: bool,
     /// An item is to leave for the dead letters, or an expired one for another queue.
     pub(crate) doomed: bool,
+    /// A segment was opened beyond what the set may hold open.
+    pub(crate) crowded: bool,
     /// When the first deferred item is due.
     pub(crate) due_ms: Option<u64>,
 }
@@ -157,8 +159,9 @@ pub(crate) struct Reader {
     current: Option<View>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
     next_serial: u64,
-    /// A segment became spent since this was last looked at.
+    /// A segment became spent, or was opened beyond the set's budget, since this was last looked at.
     pub(crate) spent: bool,
+    crowded: bool,
     pub(crate) leases: Leases,
     /// Items of `open` that wait to be moved to the dead letters: id, serial.
     doomed: Vec<(u64, u64)>,
@@ -270,6 +273,7 @@ impl Reader {
             open: HashMap::default(),
             next_serial: 0,
             spent: false,
+            crowded: false,
             leases: Leases::default(),
             doomed: Vec::new(),
             doomed_since: false,
@@ -412,6 +416,7 @@ impl Reader {
     pub(crate) fn segment(&mut self, journal: &Journal, number: u64) -> io::Result<Option<&View>> {
         if self.current.as_ref().is_none_or(|current| current.number != number) {
             self.current = journal.segment(number)?.map(|segment| View::new(segment, self.lanes.as_ref()));
+            self.crowded |= journal.is_crowded();
         }
         Ok(self.current.as_ref())
     }
@@ -419,6 +424,11 @@ impl Reader {
     /// Forgets the segment that was read last, so that it can be freed.
     pub(crate) fn let_go(&mut self) {
         self.current = None;
+    }
+
+    /// The same, if it was this one.
+    pub(crate) fn let_go_of(&mut self, number: u64) {
+        self.current.take_if(|segment| segment.number == number);
     }
 
     /// The segment below which everything was read.
@@ -550,6 +560,7 @@ impl Reader {
         Finds {
             spent: std::mem::take(&mut self.spent),
             doomed: std::mem::take(&mut self.doomed_since),
+            crowded: std::mem::take(&mut self.crowded),
             due_ms: self.deferred.next_due_ms(),
         }
     }
@@ -738,6 +749,7 @@ impl Reader {
         if at.is_behind() || current.as_ref().is_none_or(|current| current.number != at.segment) {
             let found = if at.is_behind() { None } else { journal.segment(at.segment).map_err(io)? };
             *current = found.map(|segment| View::new(segment, self.lanes.as_ref()));
+            self.crowded |= journal.is_crowded();
         }
         let segment = match current {
             Some(segment) if at.offset < segment.end() => &*segment,
@@ -1043,6 +1055,12 @@ impl Reader {
             self.shown_id = shown + 1;
         }
         is_hidden
+    }
+
+    /// The segment of an item that is held open and still there.
+    pub(crate) fn held_in(&self, id: u64, serial: u64) -> Option<u64> {
+        let held = self.open.get(&id).filter(|held| held.serial == serial && !held.cleared)?;
+        Some(held.place.segment)
     }
 
     /// Notes that a consumer holds an item and returns the serial of this opening.

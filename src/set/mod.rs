@@ -30,6 +30,7 @@ use crate::format::header;
 use crate::format::meta::{self, QueueMeta, SetMeta};
 use crate::format::{Fault, VERSION, name};
 use crate::item;
+use crate::journal::files::{OpenFiles, Way};
 use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
@@ -51,6 +52,9 @@ use crate::sync::thread;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, RwLock};
 use crate::upkeep::{Chore, Upkeep};
 
+/// A quarter of the maps that a process may have by default.
+const OPEN_FILES_MAX: u64 = 16_384;
+
 type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
 
 /// A directory with its named queues: a cheap handle, to be cloned at will.
@@ -61,7 +65,7 @@ type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
 ///
 /// # Fork
 /// In a forked child every operation that can fail answers `Forked`, and dropping the handles there changes nothing. While such a child
-/// lives, it keeps the lock of a parent that has ended: the next opener gets `Locked`.
+/// lives, it keeps the lock of a parent that has died without closing the set: the next opener gets `Locked`.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -100,7 +104,7 @@ struct Inner {
     meta: Mutex<SetFile>,
     /// A queue has left for the trash, and no sync has covered that.
     trash_unsynced: AtomicBool,
-    /// Given up at close, so that the directory can be opened again while handles are still around.
+    /// Unlocked at close, so that the directory can be opened again while handles are still around.
     lock: Mutex<Option<File>>,
     creates: AtomicU64,
     deletes: AtomicU64,
@@ -145,6 +149,7 @@ pub struct QueueSetBuilder {
     overrides: HashMap<String, QueueOverrides>,
     max_disk_bytes: u64,
     pool_bytes: u64,
+    open_files: Option<u64>,
     on_damage: OnDamage,
     on_recovery: Option<OnRecovery>,
     archive: Option<Archive>,
@@ -159,6 +164,7 @@ impl Default for QueueSetBuilder {
             overrides: HashMap::new(),
             max_disk_bytes: u64::MAX,
             pool_bytes: 256 << 20,
+            open_files: None,
             on_damage: OnDamage::Refuse,
             on_recovery: None,
             archive: None,
@@ -196,6 +202,19 @@ impl QueueSetBuilder {
     /// Most bytes of segments kept for re-use. Default: 256 MiB.
     pub fn pool_bytes(mut self, bytes: u64) -> Self {
         self.pool_bytes = bytes;
+        self
+    }
+
+    /// How many segment files the set holds open, each mapped once: idle ones beyond that are closed, and opened again when they
+    /// are used, least recently used first. At least 4. Default: half of the process's soft limit of open files (`ulimit -n`)
+    /// when the set is opened, at least 16 and at most 16,384, for the system allows about 65,000 maps a process.
+    ///
+    /// A segment that is in use, or that no sync has covered, stays open: a system tells an error of writing back only to those
+    /// who had the file open. So the number may be exceeded by one or two for each thread that puts or takes, and a set of more
+    /// busy queues than this syncs some of them to close their files, whatever their durability. If the process's limit is met
+    /// all the same, the call answers `TooManyFiles`, and nothing is lost.
+    pub fn open_files(mut self, files: u64) -> Self {
+        self.open_files = Some(files.max(4));
         self
     }
 
@@ -313,8 +332,10 @@ impl QueueSetBuilder {
         }
         let mut names = BTreeMap::new();
         list_queues(disk, &queues, &mut Vec::new(), &mut names).map_err(|e| open_error(&queues, e))?;
-        let pool = Pool::open(disk.clone(), pool_dir.clone(), self.pool_bytes, self.max_disk_bytes, self.read_only)
-            .map_err(|e| open_error(&pool_dir, e))?;
+        let files = OpenFiles::new(self.open_files.unwrap_or_else(|| open_files_default(disk)));
+        let pool =
+            Pool::open(disk.clone(), pool_dir.clone(), files, self.pool_bytes, self.max_disk_bytes, self.read_only)
+                .map_err(|e| open_error(&pool_dir, e))?;
         let shared = Arc::new(Shared {
             disk: disk.clone(),
             clock: Clock::new(disk.clone()),
@@ -732,6 +753,7 @@ impl QueueSet {
             queue_deletes: self.inner.deletes.load(Ordering::Relaxed),
             queue_expires: self.inner.expires.load(Ordering::Relaxed),
             pool_segments,
+            open_files: self.inner.pool.files.open(),
             pool_bytes,
             disk_bytes,
             ..SetStats::default()
@@ -996,7 +1018,15 @@ impl Inner {
             Want::Create(options) => options,
             Want::Existing | Want::Needed => None,
         };
-        match inner.open_queue(name, given) {
+        inner.pool.files.make_room();
+        let opened = match inner.open_queue(name, given) {
+            Err(OpenError::TooManyFiles { .. }) => {
+                inner.pool.files.close_half(Way::AsIs);
+                inner.open_queue(name, given)
+            }
+            opened => opened,
+        };
+        match opened {
             Ok((core, created)) => {
                 *slot.core.lock() = Some(Arc::clone(&core));
                 // The defaults may have changed while it was being loaded.
@@ -1103,7 +1133,7 @@ impl Inner {
         let id_floor = self.meta.lock().meta.id_floor;
         let preset = self.overrides.get(name).or(given);
         let mut meta = match disk.open(&dir.join("meta"), !self.shared.read_only) {
-            Ok(file) => Some(self.read_meta(name, &dir, file)?),
+            Ok(file) => Some(self.read_meta(name, &dir, &file)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(open_error(&dir.join("meta"), error)),
         };
@@ -1224,11 +1254,11 @@ impl Inner {
         Recovery::new(context, wishes).run(dir, meta)
     }
 
-    fn read_meta(&self, name: &str, dir: &Path, file: File) -> Result<MetaFile, OpenError> {
+    fn read_meta(&self, name: &str, dir: &Path, file: &File) -> Result<MetaFile, OpenError> {
         let path = dir.join("meta");
         let corrupt =
             |what| OpenError::Corrupt { queue: name.to_owned(), path: path.clone(), segment: None, offset: 0, what };
-        let bytes = read_small(&file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
+        let bytes = read_small(file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
         let slots = meta::decode_queue(&bytes).map_err(|fault| match fault {
             Fault::Version(found) => OpenError::UnsupportedVersion { path: path.clone(), found, supported: VERSION },
             Fault::Invalid(what) => corrupt(what),
@@ -1241,7 +1271,7 @@ impl Inner {
         }
         Ok(MetaFile {
             meta: slots.newest,
-            slots: Some(SlotFile::new(file, slots.sequence, slots.next_slot, false)),
+            slots: Some(SlotFile::new(&self.shared.disk, path, slots.sequence, slots.next_slot, false)),
             closed: false,
         })
     }
@@ -1286,9 +1316,10 @@ impl Inner {
             }
         }
         let slot = meta::encode_queue(&meta, 1);
-        let file = write_new_file(disk, dir, "meta", &slot).map_err(io)?;
+        write_new_file(disk, dir, "meta", &slot).map_err(io)?;
         self.sync_names(dir).map_err(io)?;
-        Ok(MetaFile { meta, slots: Some(SlotFile::new(file, 1, 1, true)), closed: false })
+        let slots = SlotFile::new(disk, dir.join("meta"), 1, 1, true);
+        Ok(MetaFile { meta, slots: Some(slots), closed: false })
     }
 
     /// Makes the names durable that lead to a queue's files: of its directory, and of those it is nested in; and before them
@@ -1413,7 +1444,10 @@ impl Inner {
             let _busy = slot.busy.lock();
             *slot.core.lock() = None;
         }
-        *self.lock.lock() = None;
+        if let Some(file) = self.lock.lock().take() {
+            // Closing the file would not be enough while a child has it.
+            let _ = file.unlock();
+        }
         result
     }
 }
@@ -1435,6 +1469,10 @@ impl fmt::Debug for QueueSet {
     }
 }
 
+fn open_files_default(disk: &Disk) -> u64 {
+    disk.open_files_max().map_or(OPEN_FILES_MAX, |max| (max / 2).clamp(16, OPEN_FILES_MAX))
+}
+
 /// Checks the name of a queue, or of a reader, `queue+reader`.
 fn check_name(name: &str) -> Result<(), OpenError> {
     let (queue, reader) = name.split_once('+').map_or((name, None), |(queue, reader)| (queue, Some(reader)));
@@ -1450,6 +1488,7 @@ fn open_error(path: &Path, source: io::Error) -> OpenError {
     match source.kind() {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => OpenError::ReadOnly { path },
         _ if disk::is_no_space(&source) => OpenError::NoSpace { path, source },
+        _ if disk::is_too_many_files(&source) => OpenError::TooManyFiles { path, source },
         _ => OpenError::Io { path, source },
     }
 }
@@ -1501,7 +1540,8 @@ fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, Op
                 }
                 Fault::Invalid(what) => corrupt(what),
             })?;
-            Ok(SetFile { meta: slots.newest, slots: SlotFile::new(file, slots.sequence, slots.next_slot, false) })
+            let newest = slots.newest;
+            Ok(SetFile { meta: newest, slots: SlotFile::new(disk, path, slots.sequence, slots.next_slot, false) })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
             let queues = dir.join("queues");
@@ -1512,8 +1552,8 @@ fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, Op
             let set_id = || disk.random_u64().map(u128::from);
             let set_id = set_id().map_err(io)? << 64 | set_id().map_err(io)?;
             let meta = SetMeta { set_id, id_floor: 0, state: State::Up.code() };
-            let file = write_new_file(disk, dir, "set", &meta::encode_set(&meta, 1)).map_err(io)?;
-            Ok(SetFile { meta, slots: SlotFile::new(file, 1, 1, true) })
+            write_new_file(disk, dir, "set", &meta::encode_set(&meta, 1)).map_err(io)?;
+            Ok(SetFile { meta, slots: SlotFile::new(disk, path, 1, 1, true) })
         }
         Err(error) => Err(open_error(&path, error)),
     }

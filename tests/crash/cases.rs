@@ -487,7 +487,8 @@ fn f37_a_spare_that_does_not_open_takes_no_space_that_nobody_counts() {
     while first.try_get().expect("reads").is_some() {}
     set.run_upkeep();
     assert_eq!(set.stats().pool_bytes, 64 << 10);
-    disk.fail(Op::Open, 0, 1, std::io::ErrorKind::Other);
+    // The first is the queue's header.
+    disk.fail(Op::Open, 1, 1, std::io::ErrorKind::Other);
     second.put("x").expect("there is another way");
     disk.heal();
     let is_segment = |path: &&PathBuf| path.extension().is_some_and(|e| e == "seg" || e == "new" || e == "spare");

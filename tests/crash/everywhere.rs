@@ -24,6 +24,8 @@ const EVERY: Setting = SYNC.with(Durability::Every(Duration::from_millis(100)));
 /// Most items are read behind the ring.
 const SMALL: Setting = Setting { memory_bytes: 64, ..SYNC };
 const EXPIRING: Setting = Setting { expire_to_b: true, ..SYNC };
+/// Fewer than there are queues.
+const FEW: Setting = Setting { open_files: 4, ..SYNC };
 const POSITIONAL: Setting = Setting { may_map: false, ..SYNC };
 
 const fn workload(name: &'static str, setting: Setting, work: fn(&mut Run, u64) -> Result<(), Stop>) -> Workload {
@@ -53,6 +55,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
     workload("delete, os", OS, delete),
     workload("delete a long name", SYNC, long_name),
     workload("two queues", SYNC, two_queues),
+    workload("few files", FEW, few_files),
+    workload("few files, os", Setting { durability: Durability::Os, ..FEW }, few_files),
     workload("append", SYNC, append),
     workload("middle freed", SYNC, middle_freed),
     workload("many lanes", SYNC, many_lanes),
@@ -430,6 +434,33 @@ fn two_queues(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.upkeep()?;
     run.put("b", 30_000)?;
     run.put("b", 30_000)
+}
+
+/// More queues than files that may be open: their segments are closed, the last ones too, and opened again to be put to and read.
+fn few_files(run: &mut Run, _: u64) -> Result<(), Stop> {
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    // The next frame, a checkpoint, ends with a sector.
+    for name in NAMES {
+        run.put(name, 464)?;
+    }
+    for _ in 0..3 {
+        run.pass(1001);
+        run.upkeep()?;
+    }
+    for name in NAMES {
+        run.append(name, 700)?;
+    }
+    for name in NAMES {
+        run.put(name, 30_000)?;
+        run.put(name, 30_000)?;
+    }
+    run.drain("b", 3)?;
+    run.open("a")?;
+    for name in NAMES {
+        run.get(name)?;
+        run.put(name, 40)?;
+    }
+    run.upkeep()
 }
 
 fn append(run: &mut Run, _: u64) -> Result<(), Stop> {

@@ -2,6 +2,7 @@
 //! anything at once. Each of these was written for a mutant that no other test noticed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::oracle::{DIR, options, payload};
 use crate::disk::Disk;
@@ -9,7 +10,7 @@ use crate::disk::sim::SimDisk;
 use crate::format::frame::{self, HEADER_BYTES};
 use crate::journal::segment::FRAMES_AT;
 use crate::stats::RecoveryReport;
-use crate::{Durability, OnDamage, OpenError, Queue, QueueSet};
+use crate::{Durability, GetError, OnDamage, OpenError, PutOptions, Queue, QueueSet};
 
 const SIZE: usize = 100;
 
@@ -227,4 +228,132 @@ fn a_shorter_segment_length_counts_from_the_next_segment_on() {
         queue.put(payload(1, 20_000)).expect("room");
     }
     assert_eq!(lengths(&disk)[3..], [128 << 10, 128 << 10]);
+}
+
+/// Damage that comes while the queue is open, to headers, so that nobody knows where the next frame begins.
+#[test]
+fn damage_met_while_reading_is_told_or_counted_once() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let queue = set.queue("q").expect("opens");
+    put(&queue, 6);
+    for ordinal in [1, 2] {
+        flip(&disk, frame_at(ordinal) + 4);
+    }
+    assert_eq!(queue.try_get().expect("reads").expect("there").data(), payload(0, SIZE));
+    for _ in 0..2 {
+        match queue.try_get() {
+            Err(GetError::Corrupt { segment: 1, offset, id: Some(id), .. }) => {
+                assert_eq!((offset, id.get()), (frame_at(1), 2));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((queue.stats().items, queue.stats().damaged_items), (5, 0), "it stays");
+
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Salvage);
+    let queue = set.queue("q").expect("opens");
+    put(&queue, 6);
+    for ordinal in [1, 2] {
+        flip(&disk, frame_at(ordinal) + 4);
+    }
+    for (left, key) in [0, 3, 4, 5].into_iter().enumerate() {
+        // The count looks ahead as far as the damage.
+        assert_eq!((queue.stats().items, queue.stats().damaged_items), (4 - left as u64, 2), "before {key}");
+        assert_eq!(queue.try_get().expect("reads").expect("there").data(), payload(key, SIZE));
+    }
+    assert!(queue.try_get().expect("reads").is_none() && queue.is_empty());
+    let segment = queue.core.journal.segment(1).expect("opens").expect("there");
+    assert_eq!((segment.count(), segment.done()), (6, 6), "what was given up keeps no file");
+    put(&queue, 1);
+    assert_eq!(queue.try_get().expect("reads").expect("there").id().get(), 7);
+}
+
+/// Damage behind which nothing waits is passed over in silence: what was done is no loss.
+#[test]
+fn damage_to_done_items_is_passed_over() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let queue = set.queue("q").expect("opens");
+    put(&queue, 6);
+    for _ in 0..3 {
+        queue.get().expect("there");
+    }
+    drop(queue);
+    set.close().expect("closes");
+    for ordinal in [1, 2] {
+        flip(&disk, frame_at(ordinal) + 4);
+    }
+    let (queue, report) = recovered(&disk.kill(), OnDamage::Refuse).expect("no loss");
+    assert!(report.lost.is_empty());
+    for key in 3..6 {
+        assert_eq!(queue.try_get().expect("reads").expect("there").data(), payload(key, SIZE));
+    }
+    assert!(queue.try_get().expect("reads").is_none());
+    assert_eq!(queue.stats().damaged_items, 0);
+}
+
+/// The room of a batch is reckoned before its segment is taken: the header's page, the frames, and the lanes of all items.
+#[test]
+fn a_batch_that_just_fits_keeps_off_the_lanes() {
+    use crate::journal::lane::{BLOCK, BLOCK_LANES, frame_limit};
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    for items in [1, BLOCK_LANES, BLOCK_LANES + 1, 2 * BLOCK_LANES] {
+        for short in (0..4 * 4096).step_by(1016) {
+            let queue = set.queue(&format!("q{items}-{short}")).expect("opens");
+            let (small, lanes) = (HEADER_BYTES + 8, items.div_ceil(BLOCK_LANES) as usize * BLOCK);
+            let others = (items as usize - 1) * small;
+            let first = (64 << 10) - short - lanes - others - HEADER_BYTES;
+            let batch = std::iter::once(vec![1; first]).chain((1..items).map(|_| vec![2; 8]));
+            queue.put_batch(batch).expect("room");
+            let segment = queue.core.journal.segment(1).expect("opens").expect("there");
+            let (end, limit) = (segment.end(), frame_limit(segment.len, segment.count()));
+            assert!(end <= limit, "{items} items, {short} bytes short: frames to {end}, lanes from {limit}");
+            let used = end as usize + lanes;
+            assert!(used + 3 * 4096 + 2 * BLOCK > segment.len as usize / 2, "{used} of {} bytes", segment.len);
+        }
+    }
+}
+
+/// What asks to be looked after each second; a set in which nothing can expire sleeps.
+#[test]
+fn only_what_can_expire_is_looked_for() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk, Durability::Os, OnDamage::Refuse);
+    let can = |queue: &Queue| queue.core.reader.lock().can_expire();
+    let soon = || PutOptions::new().expires_in(Duration::from_secs(9));
+    let queue = set.queue("q").expect("opens");
+    assert!(!can(&queue), "nothing is there");
+    queue.put("a").expect("room");
+    assert!(!can(&queue), "no end, and not read yet");
+    queue.peek().expect("reads");
+    queue.get().expect("there");
+    assert!(!can(&queue), "nothing is left");
+
+    queue.put_with("b", &soon()).expect("room");
+    assert!(can(&queue), "an end, and not read yet");
+    let held = queue.open().expect("there");
+    assert!(!can(&queue), "held open, it does not expire");
+    held.abort();
+    assert!(can(&queue), "waits again");
+    queue.get().expect("there");
+    assert!(!can(&queue));
+
+    for text in ["c", "d"] {
+        queue.put_with(text, &soon()).expect("room");
+    }
+    queue.get().expect("there");
+    assert!(can(&queue), "an end, read ahead, and nothing behind it");
+    queue.get().expect("there");
+
+    let old = options(Durability::Os).max_age(Duration::from_secs(1));
+    let aged = set.queue_with("aged", old.expire_to("q")).expect("opens");
+    assert!(!can(&aged), "an age, and nothing to have it");
+    aged.put("e").expect("room");
+    assert!(can(&aged), "the age of all");
+    disk.advance_ms(1001);
+    assert!(aged.try_get().expect("reads").is_none());
+    assert_eq!((aged.len(), can(&aged)), (0, true), "it is about to move");
 }

@@ -166,6 +166,8 @@ pub(super) struct Setting {
     /// With a limit, the oldest items are dropped.
     pub(super) max_items: Option<u64>,
     pub(super) pool_bytes: u64,
+    /// Segment files that may be open.
+    pub(super) open_files: u64,
     /// Expired items of queue `a` move to queue `b`.
     pub(super) expire_to_b: bool,
 }
@@ -176,6 +178,7 @@ pub(super) const SYNC: Setting = Setting {
     memory_bytes: 1 << 30,
     max_items: None,
     pool_bytes: 1 << 20,
+    open_files: 1 << 10,
     expire_to_b: false,
 };
 
@@ -213,7 +216,8 @@ pub(super) fn open_with(disk: &SimDisk, setting: &Setting) -> Result<QueueSet, O
     if setting.max_items.is_some() {
         options.when_full = WhenFull::DropOldest;
     }
-    let mut builder = QueueSet::builder().disk(Disk::Sim(disk.clone())).pool_bytes(setting.pool_bytes);
+    let mut builder =
+        QueueSet::builder().disk(Disk::Sim(disk.clone())).pool_bytes(setting.pool_bytes).open_files(setting.open_files);
     if setting.expire_to_b {
         builder = builder.queue_options("a", options.clone().expire_to("b"));
     }

@@ -83,6 +83,7 @@ planted! {
     planted_mark_before_moved_is_caught: MarkBeforeMoved;
     planted_free_unpaid_is_caught: FreeUnpaid;
     planted_punch_before_sync_is_caught: PunchBeforeSync;
+    planted_woken_as_synced_is_caught: WokenAsSynced;
 }
 
 #[test]

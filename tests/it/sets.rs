@@ -201,6 +201,36 @@ fn f25_a_forked_child_can_do_nothing_and_harms_nothing() {
     assert!(matches!(QueueSet::open(w.path()), Err(OpenError::Locked { .. })));
 }
 
+/// A process that is being started, or a forked child that lives on, has the lock file open as well. Once this was a set that
+/// could not be opened again at once, when another thread of the process had started a program meanwhile.
+#[test]
+fn f25_a_close_gives_up_the_lock_that_a_child_has_inherited() {
+    let w = world();
+    w.queue("q").put("a").expect("room");
+    // SAFETY: the child only waits to be killed.
+    #[allow(unsafe_code)]
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        loop {
+            // SAFETY: waits for a signal.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::pause()
+            };
+        }
+    }
+    w.set.clone().close().expect("closes");
+    let again = QueueSet::open(w.path());
+    // SAFETY: the child made above, which nobody has waited for.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+    assert_eq!(drain(&again.expect("not locked").queue("q").expect("opens")), ["a"]);
+}
+
 #[test]
 fn f39_panics_in_user_code_leave_the_queue_usable() {
     struct Bad;

@@ -256,8 +256,8 @@ const BUGS: &[Bug] = &[
     Bug(
         "settled without a sync",
         "queue/core.rs",
-        "self.sync_round()?;\n        let _ = self.free_round",
-        "if !PLANTED { self.sync_round()?; }\n        let _ = self.free_round",
+        "self.sync_round()?;\n            let _ = self.free_round",
+        "if !PLANTED { self.sync_round()?; }\n            let _ = self.free_round",
     ),
     // The crate's own planted bugs are constants outside of its tests.
     Bug(

@@ -12,8 +12,8 @@ use crate::mounts::Scratch;
 use crate::work::random;
 
 const QUEUES: usize = 40;
-/// On a loaded machine, where the upkeep thread is late to close and free what is sealed and spent, 882 were seen.
-const OPEN_FILES: u64 = 1024;
+/// The set holds half of them open, which is three for each queue; the other half is for what it may exceed that by.
+const OPEN_FILES: u64 = 256;
 /// As many segments are 256 MiB; the program, its stacks and one arena of the allocator are the rest.
 const ADDRESS_SPACE: u64 = 320 << 20;
 /// As many as open files: a map without its file would be one that nobody closes.

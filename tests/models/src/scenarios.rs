@@ -16,6 +16,7 @@ use crate::format::header::SegmentHeader;
 use crate::format::meta::QueueMeta;
 use crate::ids::ItemId;
 use crate::journal::commit::Commit;
+use crate::journal::files::OpenFiles;
 use crate::journal::lane::{self, Lane};
 use crate::journal::moves::Moves;
 use crate::journal::pool::Pool;
@@ -317,7 +318,7 @@ fn queue(options: QueueOptions) -> Arc<Core> {
 
 fn queue_in(dir: Option<PathBuf>, options: QueueOptions, upkeep: Upkeep) -> Arc<Core> {
     let disk = Disk::default();
-    let pool = Pool::open(disk.clone(), PathBuf::from("pool"), 1 << 20, u64::MAX, false).expect("nothing there");
+    let pool = Pool::open(disk.clone(), PathBuf::from("pool"), OpenFiles::new(u64::MAX), 1 << 20, u64::MAX, false).expect("nothing there");
     let meta = QueueMeta {
         set_id: 1,
         queue_id: 1,

@@ -359,8 +359,9 @@ pub mod thread {
     use std::time::{Duration, Instant};
 
     use super::{Condvar, Mutex, time, wait};
-    use crate::engine::{self, ThreadId};
+    use crate::engine;
 
+    pub use engine::ThreadId;
     pub use engine::threads::*;
 
     #[derive(Clone, Debug)]
