@@ -8,6 +8,7 @@ mod journal;
 mod write;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::everywhere::{from_env, is_long};
 use super::oracle::{SYNC, Verdict, open_with, payload};
@@ -143,7 +144,12 @@ fn careless(set: &QueueSet, name: &str, found: &Found) -> Result<Came, Failed> {
     for item in &found.items {
         let file = std::fs::read(&found.files[item.file])?;
         let at = item.offset as usize;
-        queue.put_with(&file[at..at + item.len as usize], &PutOptions::new().durability(Durability::Os))?;
+        let options = PutOptions::new().durability(Durability::Os);
+        let options = match item.expiry_ms {
+            Some(ms) => options.expires_at(UNIX_EPOCH + Duration::from_millis(ms)),
+            None => options,
+        };
+        queue.put_with(&file[at..at + item.len as usize], &options)?;
     }
     queue.sync()?;
     set.queue(write::DONE)?.put(format!("{} {name}", found.items.len()))?;
