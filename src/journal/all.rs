@@ -19,7 +19,7 @@ impl Journal {
         for (index, (write, (_, tail, item))) in writes.iter_mut().zip(targets.iter()).enumerate() {
             let kind = if item.due_ms == 0 { Kind::Item } else { Kind::Deferred };
             let written = match tail.segment.as_deref() {
-                Some(segment) => write_item(segment, write, *item, kind, put_ms),
+                Some(segment) => write_item(segment, write, *item, kind, put_ms, None),
                 None => Err(AppendError::Exhausted),
             };
             match written {

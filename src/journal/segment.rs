@@ -20,6 +20,9 @@ pub(crate) const LEN_MIN: u32 = 64 << 10;
 pub(crate) const LEN_MAX: u32 = 1 << 30;
 pub(crate) const FRAMES_AT: u32 = PAGE as u32;
 
+/// A batch of so many bytes is written in one call. Of less in tests, so that everything that is tried there tries it too.
+const AT_ONCE: u64 = if cfg!(test) { 256 } else { 64 << 10 };
+
 /// A line of the processor's cache, the frames and payloads from which on it is told what comes, and how much of it.
 const LINE: usize = 64;
 const LARGE: u32 = 192;
@@ -123,6 +126,21 @@ impl Segment {
         self.map.copy_in(offset as usize + head.len(), payload)?;
         fence(Ordering::Release);
         self.map.copy_in(offset as usize, head)
+    }
+
+    /// Whether frames of so many bytes are better written in one call than stored through the map: after a sync each page
+    /// faults at its next store, armed or not.
+    pub(crate) fn writes_at_once(&self, bytes: u64) -> bool {
+        bytes >= AT_ONCE && self.file.is_some() && self.synced_to.load(Ordering::Relaxed) != 0
+    }
+
+    /// Writes the frames of a batch in the order in which they lie. What a dying process leaves of it is a first part: the one
+    /// frame in it that may be torn is the last, as if it were the last one stored.
+    pub(crate) fn write_run(&self, offset: u32, frames: &[u8]) -> io::Result<()> {
+        match &self.file {
+            Some(file) if offset as usize + frames.len() <= self.len as usize => file.write_at(offset.into(), frames),
+            _ => self.map.copy_in(offset as usize, frames),
+        }
     }
 
     /// Zeroes the lanes of a block and then writes its tag.

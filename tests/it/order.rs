@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kestrel_core::{CloseError, PutError};
+use kestrel_core::{CloseError, PutError, QueueOptions};
 
 use crate::common::{drain, fast, put_all, text, world, world_with};
 
@@ -14,6 +14,29 @@ fn s01_k03_items_leave_in_the_order_of_their_puts() {
     assert_eq!(text(q.get().expect("there").data()), "a");
     put_all(&q, &["d", "e"]);
     assert_eq!(drain(&q), ["b", "c", "d", "e"]);
+}
+
+#[test]
+fn k09_large_batches_behind_a_sync_are_whole_here_and_after_a_kill_and_a_close() {
+    let w = world_with(QueueOptions::default());
+    let q = w.queue("q");
+    let mut expected = Vec::new();
+    for round in 0..12u32 {
+        let sizes = (0..90u32).map(|n| (n * 37 + round * 11) % 2_000);
+        let batch: Vec<Vec<u8>> = sizes.zip(0u8..).map(|(size, n)| vec![n ^ round as u8; size as usize]).collect();
+        q.put_batch(&batch).expect("room");
+        expected.extend(batch);
+        let single = vec![round as u8; 7];
+        q.put(&single).expect("room");
+        expected.push(single);
+    }
+    let items = |queue: kestrel_core::Queue| -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| queue.try_get().expect("undamaged")).map(|item| item.data().to_vec()).collect()
+    };
+    assert!(items(w.killed().queue("q")) == expected, "after a kill");
+    drop(q);
+    let w = w.reopen();
+    assert!(items(w.queue("q")) == expected, "after a close");
 }
 
 #[test]
