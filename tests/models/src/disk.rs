@@ -239,6 +239,14 @@ impl Map {
         Ok(())
     }
 
+    pub fn copy_array<const N: usize>(&self, offset: usize) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.copy_out(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub fn prefetch(&self, _offset: usize) {}
+
     pub fn copy_vec(&self, offset: usize, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         self.copy_out(offset, &mut bytes)?;
