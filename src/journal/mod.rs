@@ -513,7 +513,7 @@ impl Journal {
         if let Some(run) = run
             && let Err(error) = segment.write_run(from, &run)
         {
-            let error = store_error(segment, error);
+            let error = refused(segment.number, error);
             return Err(self.abandon(tail, error));
         }
         self.advance(tail, write);
@@ -1544,13 +1544,6 @@ struct Write {
     addressed: u32,
 }
 
-fn store_error(segment: &Segment, error: io::Error) -> AppendError {
-    match crate::disk::is_no_space(&error) {
-        true => AppendError::NoSpace(error),
-        false => AppendError::Io { segment: segment.number, error },
-    }
-}
-
 /// Writes the next frame behind what was written, or puts it at the end of what is to be written there.
 #[inline]
 fn write_item(
@@ -1587,15 +1580,10 @@ fn write_item(
         if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
             segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
         }
-<<<<<<< HEAD
         if item.only.is_some() {
             // None of the queue's own, and before there is a frame: a process that dies in between leaves nothing to be met.
             segment.mark_lost(write.ordinal)?;
         }
-        segment.write_frame(write.end, &head[..head_len], item.payload)
-    })();
-    stored.map_err(|error| refused(segment.number, error))?;
-=======
         match run {
             Some(run) => {
                 run.extend_from_slice(&head[..head_len]);
@@ -1606,8 +1594,7 @@ fn write_item(
             None => segment.write_frame(write.end, &head[..head_len], item.payload),
         }
     })();
-    stored.map_err(|error| store_error(segment, error))?;
->>>>>>> de4f0d8 (Write large batches behind a sync in one call, in 0.7 of the processor time)
+    stored.map_err(|error| refused(segment.number, error))?;
     write.end += frame.total_len();
     write.ordinal += 1;
     write.next_id += 1;
