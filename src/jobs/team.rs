@@ -20,6 +20,7 @@ use crate::jobs::handler::{Ctx, Done, Fail, Next, checkpoint_key};
 use crate::jobs::hub::{Hub, job_at};
 use crate::jobs::job::{Backoff, Priority};
 use crate::jobs::names::Patterns;
+use crate::jobs::opening;
 use crate::jobs::room::{Part, Room, count};
 use crate::jobs::run::Run;
 use crate::jobs::status::{Cause, DeadReason};
@@ -421,11 +422,17 @@ impl Team {
             ending::bury_raw(hub, room, part, item, now_ms)?;
             return Ok(None);
         };
+        if item.attempts() > 1 {
+            // A start of an earlier process that did not end, and that nobody has told of.
+            let starts = item.attempts() - 1;
+            opening::recover_job(hub, room, part, item, starts, false)?;
+            return Ok(None);
+        }
         let id = job_at(room.number(part), item.id(), &envelope);
         let bury = |item: OpenItem, reason, error: &str| {
             ending::bury_unstarted(hub, room, id, item, &envelope, value_at, reason, error, now_ms).map(|()| None)
         };
-        if envelope.expires_ms.is_some_and(|end| end < now_ms) && envelope.attempts == 0 && item.attempts() <= 1 {
+        if envelope.expires_ms.is_some_and(|end| end < now_ms) && envelope.attempts == 0 {
             return bury(item, DeadReason::Expired, "it was not started in time");
         }
         if envelope.by_wall
@@ -435,10 +442,13 @@ impl Team {
             return Ok(None);
         }
         let Some(handler) = self.handlers.get(&envelope.kind) else {
-            if now_ms.saturating_sub(time_ms(item.put_time())) >= UNKNOWN_MS {
-                return bury(item, DeadReason::UnknownKind, "no worker knows its kind");
+            match envelope.unknown_ms {
+                Some(since_ms) if now_ms.saturating_sub(since_ms) >= UNKNOWN_MS => {
+                    return bury(item, DeadReason::UnknownKind, "no worker knows its kind");
+                }
+                Some(_) => item.give_back(UNKNOWN_PAUSE),
+                None => ending::put_by(hub, room, id, item, &envelope, value_at, now_ms, UNKNOWN_PAUSE)?,
             }
-            item.give_back(UNKNOWN_PAUSE);
             count(&room.counters.returned);
             hub.emit(|| Event::Returned { id, queue: room.name.to_string() });
             return Ok(None);
@@ -540,16 +550,19 @@ impl Team {
             && picks.rooms.iter().all(|pick| pick.room.paused.load(Ordering::Acquire) || pick.room.waiting().0 == 0)
     }
 
-    /// Takes no more jobs. What runs now is noted, so that it is not held against it if the process is killed.
-    pub(crate) fn quiet(&self, hub: &Hub) {
+    /// Takes no more jobs.
+    pub(crate) fn stop_claims(&self) {
         {
             // Whoever is about to take a job has taken it, or sees this.
             let _picks = self.picks.lock();
-            if self.is_quiet.swap(true, Ordering::AcqRel) {
-                return;
-            }
+            self.is_quiet.store(true, Ordering::Release);
         }
         self.bell.notify(usize::MAX);
+    }
+
+    /// The same, said aloud: what runs now is noted, so that it is not held against it if the process is killed.
+    pub(crate) fn quiet(&self, hub: &Hub) {
+        self.stop_claims();
         let mut places = Vec::new();
         for run in self.running.lock().values() {
             places.extend_from_slice(&run.room.number(run.part).to_le_bytes());
