@@ -22,6 +22,7 @@ use crate::jobs::run::{CANCELLED, Run, STOPPING, TIMED_OUT};
 use crate::jobs::status::{Cause, DeadReason, Failure, Outcome, Status};
 use crate::jobs::team::Handler;
 use crate::options::PutOptions;
+use crate::planted::{self, Bug};
 use crate::queue::open_item::OpenItem;
 
 /// What could not be stored is tried again after this.
@@ -242,6 +243,12 @@ pub(crate) fn move_to(
             return Err(error);
         }
     };
+    if planted::is(Bug::RetryAfterClose) {
+        item.close()?;
+        let new = queue.put_with(bytes, &PutOptions::new().delay(pause))?;
+        hub.has_moved(id, room, part, new);
+        return Ok(());
+    }
     match item_into(item, queue, bytes, &PutOptions::new().delay(pause)) {
         Ok(new) => {
             hub.has_moved(id, room, part, new);
@@ -509,6 +516,10 @@ fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transa
         let told = if kept.output { &output[..] } else { &[] };
         let of_run = Envelope { queue: Some(room.name.to_string()), ..run.successor(true) };
         next.staged.push(record(&of_run, Ended::Done, told, now_ms));
+    }
+    if planted::is(Bug::StagedBeforeEnd) {
+        passing::commit(hub, &next)?;
+        return done(run, item, output);
     }
     let ids = match passing::outbox(hub).map(|outbox| item.close_into_batch(&outbox, &next.staged)) {
         Ok(Ok(ids)) => ids,

@@ -68,6 +68,7 @@ mod names;
 mod opening;
 mod order;
 mod passing;
+mod picks;
 mod push;
 mod pushing;
 mod records;
@@ -79,6 +80,7 @@ mod status;
 mod steering;
 mod team;
 mod timer;
+mod watch;
 mod worker;
 mod working;
 

@@ -146,7 +146,9 @@ impl Future for NextJob<'_> {
                 // Listen, then look again.
                 None => {
                     self.listener = Some(team.bell.listen());
-                    team.arm(&jobs.hub);
+                    if team.arm(&jobs.hub) {
+                        self.listener = None;
+                    }
                 }
                 Some(listener) => match Pin::new(listener).poll(cx) {
                     Poll::Ready(()) => self.listener = None,

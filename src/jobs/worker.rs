@@ -236,7 +236,6 @@ impl WorkerBuilder {
         let number = hub.next_team.fetch_add(1, Ordering::Relaxed);
         let aging_ms = ms(self.aging);
         let team = Team::new(number, order, self.threads, aging_ms, self.limits, self.rates, handlers, self.around);
-        let team = Arc::new(team);
         hub.teams.lock().push(Arc::downgrade(&team));
         Ok((self.jobs, team))
     }
@@ -317,7 +316,9 @@ fn work(jobs: &Jobs, team: &Arc<Team>) {
         if team.is_quiet.load(Ordering::Acquire) || hub.has_ended() {
             return;
         }
-        team.arm(hub);
+        if team.arm(hub) {
+            continue;
+        }
         if let Ok(Some(claimed)) = team.claim(jobs) {
             drop(listener);
             working::run_here(jobs, team, claimed);
