@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use crate::ids::ItemId;
 use crate::jobs::backoff;
+use crate::jobs::dying;
 use crate::jobs::envelope::{Ended, Envelope, Kept, at, ms};
 use crate::jobs::error::JobError;
 use crate::jobs::events::Event;
 use crate::jobs::handler::{Done, Fail, Verdict, checkpoint_key};
-use crate::jobs::hub::{Hub, job_at};
+use crate::jobs::hub::Hub;
 use crate::jobs::id::JobId;
-use crate::jobs::job::{Backoff, JobOptions};
+use crate::jobs::job::Backoff;
 use crate::jobs::passing;
 use crate::jobs::push::Transaction;
 use crate::jobs::room::{Part, Room, count};
@@ -22,10 +23,11 @@ use crate::jobs::run::{CANCELLED, Run, STOPPING, TIMED_OUT};
 use crate::jobs::status::{Cause, DeadReason, Failure, Outcome, Status};
 use crate::jobs::team::Handler;
 use crate::options::PutOptions;
+use crate::planted::{self, Bug};
 use crate::queue::open_item::OpenItem;
 
 /// What could not be stored is tried again after this.
-const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The text of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
@@ -75,7 +77,13 @@ pub(crate) fn take_back(run: &Arc<Run>) -> bool {
     let Some(item) = hold else {
         return false;
     };
-    hand_back(run, item);
+    if run.is_told(CANCELLED) {
+        if let Err(error) = cancelled(run, item) {
+            run.jobs.hub.emit(|| Event::Trouble { queue: run.room.name.to_string(), error });
+        }
+    } else {
+        hand_back(run, item);
+    }
     leave(run);
     true
 }
@@ -89,12 +97,15 @@ fn hand_back(run: &Run, item: OpenItem) {
 }
 
 /// It is no longer among those that run, whatever became of it.
-fn leave(run: &Arc<Run>) {
+pub(crate) fn leave(run: &Run) {
+    if run.has_left.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let hub = &run.jobs.hub;
     {
         let mut running = hub.running.lock();
         // Its next start may be there already.
-        if running.get(&run.id).is_some_and(|known| Arc::ptr_eq(known, run)) {
+        if running.get(&run.id).is_some_and(|known| std::ptr::eq(&**known, run)) {
             running.remove(&run.id);
         }
     }
@@ -105,7 +116,7 @@ fn leave(run: &Arc<Run>) {
 }
 
 /// What belongs to a job that has ended for good.
-fn forget(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, has_checkpoint: bool) {
+pub(crate) fn forget(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, has_checkpoint: bool) {
     if envelope.origin.is_some() {
         hub.moved.lock().remove(&id);
     }
@@ -120,7 +131,7 @@ fn forget(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, has_checkpoint
 }
 
 /// A key that outlives its job is noted before the job is gone.
-fn note_window(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, now_ms: u64) -> Result<(), JobError> {
+pub(crate) fn note_window(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, now_ms: u64) -> Result<(), JobError> {
     let Some((name, until_ms)) = hub.keys.window(&room.name, envelope, id).filter(|(_, until)| *until > now_ms) else {
         return Ok(());
     };
@@ -136,10 +147,16 @@ fn done(run: &Arc<Run>, item: OpenItem, output: Vec<u8>) -> Result<Status, JobEr
     if run.envelope.key.is_some() {
         note_window(hub, room, run.id, &run.envelope, now_ms)?;
     }
-    let recorded = close(hub, room, run.id, item, &run.successor(true), Ended::Done, &output, now_ms)?;
+    let recorded = match run.envelope.keep_done {
+        Some(_) => close(hub, room, run.id, item, &run.successor(true), Ended::Done, &output, now_ms)?,
+        None => {
+            item.close()?;
+            false
+        }
+    };
     forget_unless(run, recorded);
     count(&room.counters.done);
-    hub.tell(run.id, || Outcome::Done(output));
+    hub.tell(run.id, || leave(run), || Outcome::Done(output));
     hub.emit(|| {
         let took = Duration::from_millis(now_ms.saturating_sub(run.since_ms));
         Event::Done { id: run.id, queue: room.name.to_string(), took }
@@ -200,16 +217,21 @@ pub(crate) fn record(next: &Envelope, ended: Ended, output: &[u8], now_ms: u64) 
     record.encode(output)
 }
 
-fn aged(kept: Kept) -> PutOptions {
+pub(crate) fn aged(kept: Kept) -> PutOptions {
     match kept.age_ms {
         u64::MAX => PutOptions::new(),
         age_ms => PutOptions::new().expires_in(Duration::from_millis(age_ms)),
     }
 }
 
-type Left = (Option<OpenItem>, JobError);
+pub(crate) type Left = (Option<OpenItem>, JobError);
 
-fn item_into(item: OpenItem, queue: &crate::queue::Queue, bytes: &[u8], options: &PutOptions) -> Result<ItemId, Left> {
+pub(crate) fn item_into(
+    item: OpenItem,
+    queue: &crate::queue::Queue,
+    bytes: &[u8],
+    options: &PutOptions,
+) -> Result<ItemId, Left> {
     item.close_into_with(queue, bytes, options).map_err(|error| {
         let told = JobError::of_move(error.fault());
         (error.into_item(), told)
@@ -229,10 +251,16 @@ pub(crate) fn move_to(
     let queue = match room.make(&hub.set, part) {
         Ok(queue) => queue,
         Err(error) => {
-            item.abort_after(pause.max(TROUBLE_PAUSE));
+            item.give_back(pause.max(TROUBLE_PAUSE));
             return Err(error);
         }
     };
+    if planted::is(Bug::RetryAfterClose) {
+        item.close()?;
+        let new = queue.put_with(bytes, &PutOptions::new().delay(pause))?;
+        hub.has_moved(id, room, part, new);
+        return Ok(());
+    }
     match item_into(item, queue, bytes, &PutOptions::new().delay(pause)) {
         Ok(new) => {
             hub.has_moved(id, room, part, new);
@@ -241,7 +269,7 @@ pub(crate) fn move_to(
         }
         Err((item, error)) => {
             if let Some(item) = item {
-                item.abort_after(pause.max(TROUBLE_PAUSE));
+                item.give_back(pause.max(TROUBLE_PAUSE));
             }
             Err(error)
         }
@@ -251,6 +279,26 @@ pub(crate) fn move_to(
 /// Where a job waits that has been met before.
 pub(crate) fn waits_in(envelope: &Envelope) -> Part {
     if envelope.crashes > 0 { Part::Suspects } else { Part::Later(envelope.priority) }
+}
+
+/// Puts a job by that this worker does not know: another one may.
+#[expect(clippy::too_many_arguments, reason = "what is known of it by then")]
+pub(crate) fn put_by(
+    hub: &Hub,
+    room: &Room,
+    id: JobId,
+    item: OpenItem,
+    envelope: &Envelope,
+    value_at: usize,
+    now_ms: u64,
+    pause: Duration,
+) -> Result<(), JobError> {
+    let mut next = envelope.clone();
+    next.origin = Some(id);
+    next.pushed_ms.get_or_insert_with(|| crate::jobs::envelope::time_ms(item.put_time()));
+    next.unknown_ms = Some(now_ms);
+    let bytes = next.encode(value_of(&item, value_at));
+    move_to(hub, room, id, item, &bytes, waits_in(&next), pause)
 }
 
 fn snooze(run: &Arc<Run>, item: OpenItem, time: Duration) -> Result<Status, JobError> {
@@ -266,7 +314,7 @@ fn snooze(run: &Arc<Run>, item: OpenItem, time: Duration) -> Result<Status, JobE
     Ok(Status::Scheduled { due: at(due_ms) })
 }
 
-fn value_of(item: &OpenItem, value_at: usize) -> &[u8] {
+pub(crate) fn value_of(item: &OpenItem, value_at: usize) -> &[u8] {
     item.data().get(value_at..).unwrap_or_default()
 }
 
@@ -328,85 +376,19 @@ fn bury(
     now_ms: u64,
 ) -> Result<Status, JobError> {
     let has_checkpoint = run.has_checkpoint.load(Ordering::Acquire);
-    bury_job(&run.jobs.hub, &run.room, run.id, item, next, run.value_at, reason, error, has_checkpoint, now_ms)
-}
-
-/// Moves a job to the dead.
-#[expect(clippy::too_many_arguments, reason = "what the dead are told of")]
-pub(crate) fn bury_job(
-    hub: &Hub,
-    room: &Room,
-    id: JobId,
-    item: OpenItem,
-    mut next: Envelope,
-    value_at: usize,
-    reason: DeadReason,
-    error: String,
-    has_checkpoint: bool,
-    now_ms: u64,
-) -> Result<Status, JobError> {
-    if next.key.is_some() {
-        note_window(hub, room, id, &next, now_ms)?;
-    }
-    next.dead = Some((reason, now_ms));
-    let kept = next.keep_dead.unwrap_or_else(|| JobOptions::default().keep_dead.into());
-    if kept.count == 0 {
-        item.close()?;
-        hub.moved.lock().remove(&id);
-    } else {
-        let bytes = next.encode(value_of(&item, value_at));
-        let queue = room.make_keeping(&hub.set, Part::Dead, kept)?;
-        match item_into(item, queue, &bytes, &aged(kept)) {
-            Ok(new) => hub.has_moved(id, room, Part::Dead, new),
-            Err((item, error)) => {
-                if let Some(item) = item {
-                    item.abort_after(TROUBLE_PAUSE);
-                }
-                return Err(error);
-            }
-        }
-    }
-    let kept_envelope = Envelope { origin: None, ..next };
-    forget(hub, room, id, &kept_envelope, has_checkpoint);
-    count(&room.counters.died);
-    hub.tell(id, || Outcome::Dead { reason, error: error.clone() });
-    hub.emit(|| Event::Dead { id, queue: room.name.to_string(), reason, error });
-    Ok(if reason == DeadReason::Expired { Status::Expired } else { Status::Dead { reason } })
-}
-
-/// A job that is dead before a handler has met it: this was no start.
-#[expect(clippy::too_many_arguments, reason = "what the dead are told of")]
-pub(crate) fn bury_unstarted(
-    hub: &Hub,
-    room: &Room,
-    id: JobId,
-    item: OpenItem,
-    envelope: &Envelope,
-    value_at: usize,
-    reason: DeadReason,
-    error: &str,
-    now_ms: u64,
-) -> Result<(), JobError> {
-    let mut next = envelope.clone();
-    next.origin = Some(id);
-    next.pushed_ms.get_or_insert_with(|| crate::jobs::envelope::time_ms(item.put_time()));
-    next.attempts = next.attempts.saturating_add(item.attempts().saturating_sub(1));
-    if reason != DeadReason::Expired {
-        next.note_failure(Cause::Undecodable, now_ms, error);
-    }
-    let has_checkpoint = hub.checkpoints.contains(&checkpoint_key(id));
-    bury_job(hub, room, id, item, next, value_at, reason, error.to_owned(), has_checkpoint, now_ms).map(drop)
-}
-
-/// An item that is no job goes to the dead as it is.
-pub(crate) fn bury_raw(hub: &Hub, room: &Room, part: Part, item: OpenItem, now_ms: u64) -> Result<(), JobError> {
-    let mut envelope = Envelope::of_raw();
-    let id = job_at(room.number(part), item.id(), &envelope);
-    envelope.priority = match part {
-        Part::Fresh(priority) | Part::Later(priority) => priority,
-        _ => envelope.priority,
-    };
-    bury_unstarted(hub, room, id, item, &envelope, 0, DeadReason::Undecodable, "it is no job", now_ms)
+    dying::bury_job(
+        &run.jobs.hub,
+        &run.room,
+        run.id,
+        item,
+        next,
+        run.value_at,
+        reason,
+        error,
+        has_checkpoint,
+        now_ms,
+        Some(run),
+    )
 }
 
 fn discard(run: &Arc<Run>, item: OpenItem, error: String) -> Result<Status, JobError> {
@@ -418,7 +400,7 @@ fn discard(run: &Arc<Run>, item: OpenItem, error: String) -> Result<Status, JobE
     forget_unless(run, false);
     count(&room.counters.failed);
     count(&room.counters.discarded);
-    hub.tell(run.id, || Outcome::Discarded);
+    hub.tell(run.id, || leave(run), || Outcome::Discarded);
     hub.emit(|| Event::Discarded { id: run.id, queue: room.name.to_string(), error });
     Ok(Status::Finished)
 }
@@ -426,7 +408,7 @@ fn discard(run: &Arc<Run>, item: OpenItem, error: String) -> Result<Status, JobE
 fn cancelled(run: &Arc<Run>, item: OpenItem) -> Result<Status, JobError> {
     let has_checkpoint = run.has_checkpoint.load(Ordering::Acquire);
     let next = run.successor(true);
-    cancel_item(&run.jobs.hub, &run.room, run.id, item, &next, has_checkpoint)
+    cancel_item(&run.jobs.hub, &run.room, run.id, item, &next, has_checkpoint, Some(run))
 }
 
 /// Ends a job that its user does not want any more.
@@ -437,6 +419,7 @@ pub(crate) fn cancel_item(
     item: OpenItem,
     next: &Envelope,
     has_checkpoint: bool,
+    run: Option<&Run>,
 ) -> Result<Status, JobError> {
     let recorded = close(hub, room, id, item, next, Ended::Cancelled, &[], hub.now_ms())?;
     if !recorded {
@@ -445,7 +428,7 @@ pub(crate) fn cancel_item(
     let envelope = Envelope { origin: None, ..next.clone() };
     forget(hub, room, id, &envelope, has_checkpoint);
     count(&room.counters.cancelled);
-    hub.tell(id, || Outcome::Cancelled);
+    hub.tell(id, || run.into_iter().for_each(leave), || Outcome::Cancelled);
     hub.emit(|| Event::Cancelled { id, queue: room.name.to_string() });
     Ok(if recorded { Status::Cancelled } else { Status::Finished })
 }
@@ -467,6 +450,10 @@ fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transa
         let of_run = Envelope { queue: Some(room.name.to_string()), ..run.successor(true) };
         next.staged.push(record(&of_run, Ended::Done, told, now_ms));
     }
+    if planted::is(Bug::StagedBeforeEnd) {
+        passing::commit(hub, &next)?;
+        return done(run, item, output);
+    }
     let ids = match passing::outbox(hub).map(|outbox| item.close_into_batch(&outbox, &next.staged)) {
         Ok(Ok(ids)) => ids,
         Ok(Err(error)) => {
@@ -484,7 +471,7 @@ fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transa
         hub.emit(|| Event::Trouble { queue: room.name.to_string(), error });
     }
     count(&room.counters.done);
-    hub.tell(run.id, || Outcome::Done(output));
+    hub.tell(run.id, || leave(run), || Outcome::Done(output));
     hub.emit(|| {
         let took = Duration::from_millis(now_ms.saturating_sub(run.since_ms));
         Event::Done { id: run.id, queue: room.name.to_string(), took }

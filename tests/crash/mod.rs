@@ -10,6 +10,8 @@ mod faults;
 mod flips;
 mod handoffs;
 mod import;
+#[cfg(feature = "jobs")]
+mod jobs;
 mod looking;
 mod model;
 mod oracle;
