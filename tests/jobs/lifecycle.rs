@@ -268,6 +268,7 @@ fn who_waits_is_told_how_it_ended() {
             Outcome::Cancelled,
         ]
     );
+    drop(waits);
     // The dead are kept, and so is what they died of.
     let dead = Some(Outcome::Dead { reason: DeadReason::Attempts, error: "last".into() });
     assert_eq!((w.jobs.wait(ids[2], MS), w.jobs.wait(ids[0], MS)), (dead.clone(), Some(Outcome::Finished)));
