@@ -73,6 +73,12 @@ pub(crate) enum Bug {
     SleepWithoutLook,
     /// A rolled segment's successor does not say where it ends.
     RollWithoutExtent,
+    /// What a job stages is pushed before its end is stored.
+    #[cfg(feature = "jobs")]
+    StagedBeforeEnd,
+    /// A job that is moved to its next start is closed first.
+    #[cfg(feature = "jobs")]
+    RetryAfterClose,
 }
 
 #[cfg(test)]

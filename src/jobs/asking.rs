@@ -136,7 +136,8 @@ impl Hub {
                 _ => envelope.priority,
             },
             attempts: envelope.attempts.saturating_add(starts),
-            crashes: envelope.crashes,
+            // A start that has not ended, of a job that does not run, ended with its process.
+            crashes: envelope.crashes.saturating_add(u32::from(starts > 0 && run.is_none())),
             snoozes: envelope.snoozes,
             pushed: envelope.pushed_ms.map_or_else(|| item.put_time(), at),
             due: envelope.due_ms.map(at),

@@ -22,6 +22,7 @@ use crate::jobs::run::{CANCELLED, Run, STOPPING, TIMED_OUT};
 use crate::jobs::status::{Cause, DeadReason, Failure, Outcome, Status};
 use crate::jobs::team::Handler;
 use crate::options::PutOptions;
+use crate::planted::{self, Bug};
 use crate::queue::open_item::OpenItem;
 
 /// What could not be stored is tried again after this.
@@ -75,7 +76,13 @@ pub(crate) fn take_back(run: &Arc<Run>) -> bool {
     let Some(item) = hold else {
         return false;
     };
-    hand_back(run, item);
+    if run.is_told(CANCELLED) {
+        if let Err(error) = cancelled(run, item) {
+            run.jobs.hub.emit(|| Event::Trouble { queue: run.room.name.to_string(), error });
+        }
+    } else {
+        hand_back(run, item);
+    }
     leave(run);
     true
 }
@@ -89,12 +96,15 @@ fn hand_back(run: &Run, item: OpenItem) {
 }
 
 /// It is no longer among those that run, whatever became of it.
-fn leave(run: &Arc<Run>) {
+fn leave(run: &Run) {
+    if run.has_left.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let hub = &run.jobs.hub;
     {
         let mut running = hub.running.lock();
         // Its next start may be there already.
-        if running.get(&run.id).is_some_and(|known| Arc::ptr_eq(known, run)) {
+        if running.get(&run.id).is_some_and(|known| std::ptr::eq(&**known, run)) {
             running.remove(&run.id);
         }
     }
@@ -139,7 +149,7 @@ fn done(run: &Arc<Run>, item: OpenItem, output: Vec<u8>) -> Result<Status, JobEr
     let recorded = close(hub, room, run.id, item, &run.successor(true), Ended::Done, &output, now_ms)?;
     forget_unless(run, recorded);
     count(&room.counters.done);
-    hub.tell(run.id, || Outcome::Done(output));
+    hub.tell(run.id, || leave(run), || Outcome::Done(output));
     hub.emit(|| {
         let took = Duration::from_millis(now_ms.saturating_sub(run.since_ms));
         Event::Done { id: run.id, queue: room.name.to_string(), took }
@@ -229,10 +239,16 @@ pub(crate) fn move_to(
     let queue = match room.make(&hub.set, part) {
         Ok(queue) => queue,
         Err(error) => {
-            item.abort_after(pause.max(TROUBLE_PAUSE));
+            item.give_back(pause.max(TROUBLE_PAUSE));
             return Err(error);
         }
     };
+    if planted::is(Bug::RetryAfterClose) {
+        item.close()?;
+        let new = queue.put_with(bytes, &PutOptions::new().delay(pause))?;
+        hub.has_moved(id, room, part, new);
+        return Ok(());
+    }
     match item_into(item, queue, bytes, &PutOptions::new().delay(pause)) {
         Ok(new) => {
             hub.has_moved(id, room, part, new);
@@ -241,7 +257,7 @@ pub(crate) fn move_to(
         }
         Err((item, error)) => {
             if let Some(item) = item {
-                item.abort_after(pause.max(TROUBLE_PAUSE));
+                item.give_back(pause.max(TROUBLE_PAUSE));
             }
             Err(error)
         }
@@ -251,6 +267,26 @@ pub(crate) fn move_to(
 /// Where a job waits that has been met before.
 pub(crate) fn waits_in(envelope: &Envelope) -> Part {
     if envelope.crashes > 0 { Part::Suspects } else { Part::Later(envelope.priority) }
+}
+
+/// Puts a job by that this worker does not know: another one may.
+#[expect(clippy::too_many_arguments, reason = "what is known of it by then")]
+pub(crate) fn put_by(
+    hub: &Hub,
+    room: &Room,
+    id: JobId,
+    item: OpenItem,
+    envelope: &Envelope,
+    value_at: usize,
+    now_ms: u64,
+    pause: Duration,
+) -> Result<(), JobError> {
+    let mut next = envelope.clone();
+    next.origin = Some(id);
+    next.pushed_ms.get_or_insert_with(|| crate::jobs::envelope::time_ms(item.put_time()));
+    next.unknown_ms = Some(now_ms);
+    let bytes = next.encode(value_of(&item, value_at));
+    move_to(hub, room, id, item, &bytes, waits_in(&next), pause)
 }
 
 fn snooze(run: &Arc<Run>, item: OpenItem, time: Duration) -> Result<Status, JobError> {
@@ -328,7 +364,19 @@ fn bury(
     now_ms: u64,
 ) -> Result<Status, JobError> {
     let has_checkpoint = run.has_checkpoint.load(Ordering::Acquire);
-    bury_job(&run.jobs.hub, &run.room, run.id, item, next, run.value_at, reason, error, has_checkpoint, now_ms)
+    bury_job(
+        &run.jobs.hub,
+        &run.room,
+        run.id,
+        item,
+        next,
+        run.value_at,
+        reason,
+        error,
+        has_checkpoint,
+        now_ms,
+        Some(run),
+    )
 }
 
 /// Moves a job to the dead.
@@ -344,6 +392,7 @@ pub(crate) fn bury_job(
     error: String,
     has_checkpoint: bool,
     now_ms: u64,
+    run: Option<&Run>,
 ) -> Result<Status, JobError> {
     if next.key.is_some() {
         note_window(hub, room, id, &next, now_ms)?;
@@ -360,7 +409,7 @@ pub(crate) fn bury_job(
             Ok(new) => hub.has_moved(id, room, Part::Dead, new),
             Err((item, error)) => {
                 if let Some(item) = item {
-                    item.abort_after(TROUBLE_PAUSE);
+                    item.give_back(TROUBLE_PAUSE);
                 }
                 return Err(error);
             }
@@ -369,7 +418,7 @@ pub(crate) fn bury_job(
     let kept_envelope = Envelope { origin: None, ..next };
     forget(hub, room, id, &kept_envelope, has_checkpoint);
     count(&room.counters.died);
-    hub.tell(id, || Outcome::Dead { reason, error: error.clone() });
+    hub.tell(id, || run.into_iter().for_each(leave), || Outcome::Dead { reason, error: error.clone() });
     hub.emit(|| Event::Dead { id, queue: room.name.to_string(), reason, error });
     Ok(if reason == DeadReason::Expired { Status::Expired } else { Status::Dead { reason } })
 }
@@ -395,7 +444,7 @@ pub(crate) fn bury_unstarted(
         next.note_failure(Cause::Undecodable, now_ms, error);
     }
     let has_checkpoint = hub.checkpoints.contains(&checkpoint_key(id));
-    bury_job(hub, room, id, item, next, value_at, reason, error.to_owned(), has_checkpoint, now_ms).map(drop)
+    bury_job(hub, room, id, item, next, value_at, reason, error.to_owned(), has_checkpoint, now_ms, None).map(drop)
 }
 
 /// An item that is no job goes to the dead as it is.
@@ -418,7 +467,7 @@ fn discard(run: &Arc<Run>, item: OpenItem, error: String) -> Result<Status, JobE
     forget_unless(run, false);
     count(&room.counters.failed);
     count(&room.counters.discarded);
-    hub.tell(run.id, || Outcome::Discarded);
+    hub.tell(run.id, || leave(run), || Outcome::Discarded);
     hub.emit(|| Event::Discarded { id: run.id, queue: room.name.to_string(), error });
     Ok(Status::Finished)
 }
@@ -426,7 +475,7 @@ fn discard(run: &Arc<Run>, item: OpenItem, error: String) -> Result<Status, JobE
 fn cancelled(run: &Arc<Run>, item: OpenItem) -> Result<Status, JobError> {
     let has_checkpoint = run.has_checkpoint.load(Ordering::Acquire);
     let next = run.successor(true);
-    cancel_item(&run.jobs.hub, &run.room, run.id, item, &next, has_checkpoint)
+    cancel_item(&run.jobs.hub, &run.room, run.id, item, &next, has_checkpoint, Some(run))
 }
 
 /// Ends a job that its user does not want any more.
@@ -437,6 +486,7 @@ pub(crate) fn cancel_item(
     item: OpenItem,
     next: &Envelope,
     has_checkpoint: bool,
+    run: Option<&Run>,
 ) -> Result<Status, JobError> {
     let recorded = close(hub, room, id, item, next, Ended::Cancelled, &[], hub.now_ms())?;
     if !recorded {
@@ -445,7 +495,7 @@ pub(crate) fn cancel_item(
     let envelope = Envelope { origin: None, ..next.clone() };
     forget(hub, room, id, &envelope, has_checkpoint);
     count(&room.counters.cancelled);
-    hub.tell(id, || Outcome::Cancelled);
+    hub.tell(id, || run.into_iter().for_each(leave), || Outcome::Cancelled);
     hub.emit(|| Event::Cancelled { id, queue: room.name.to_string() });
     Ok(if recorded { Status::Cancelled } else { Status::Finished })
 }
@@ -467,6 +517,10 @@ fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transa
         let of_run = Envelope { queue: Some(room.name.to_string()), ..run.successor(true) };
         next.staged.push(record(&of_run, Ended::Done, told, now_ms));
     }
+    if planted::is(Bug::StagedBeforeEnd) {
+        passing::commit(hub, &next)?;
+        return done(run, item, output);
+    }
     let ids = match passing::outbox(hub).map(|outbox| item.close_into_batch(&outbox, &next.staged)) {
         Ok(Ok(ids)) => ids,
         Ok(Err(error)) => {
@@ -484,7 +538,7 @@ fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transa
         hub.emit(|| Event::Trouble { queue: room.name.to_string(), error });
     }
     count(&room.counters.done);
-    hub.tell(run.id, || Outcome::Done(output));
+    hub.tell(run.id, || leave(run), || Outcome::Done(output));
     hub.emit(|| {
         let took = Duration::from_millis(now_ms.saturating_sub(run.since_ms));
         Event::Done { id: run.id, queue: room.name.to_string(), took }

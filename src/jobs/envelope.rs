@@ -58,6 +58,8 @@ pub(crate) struct Envelope {
     pub(crate) failures: Vec<Failure>,
     pub(crate) tag: Option<String>,
     pub(crate) dead: Option<(DeadReason, u64)>,
+    /// When a worker first met it that did not know its kind.
+    pub(crate) unknown_ms: Option<u64>,
     /// A record of a job that has ended, and when; the bytes behind are its output.
     pub(crate) ended: Option<(Ended, u64)>,
     /// Staged for this queue.
@@ -194,7 +196,13 @@ impl Envelope {
         if let Some(id) = self.origin {
             field(3, &[&id.lane.to_le_bytes(), &word(id.item)]);
         }
-        for (tag, time) in [(4, self.pushed_ms), (5, self.due_ms), (8, self.expires_ms), (17, self.first_failure_ms)] {
+        for (tag, time) in [
+            (4, self.pushed_ms),
+            (5, self.due_ms),
+            (8, self.expires_ms),
+            (17, self.first_failure_ms),
+            (25, self.unknown_ms),
+        ] {
             if let Some(time) = time {
                 field(tag, &[&word(time)]);
             }
@@ -349,6 +357,7 @@ impl Envelope {
             }
             23 => self.queue = Some(field.text(200)?),
             24 => self.retrying = true,
+            25 => self.unknown_ms = Some(field.u64()?),
             26 => self.raw = true,
             MAY_SKIP.. => {}
             _ => return None,
@@ -443,6 +452,7 @@ mod tests {
                     .map(|error| Failure { attempt: lane, at: at(u64::from(lane)), cause: Cause::Panic, error })
                     .collect(),
                 tag: texts.1,
+                unknown_ms: times.0,
                 dead: yes.then_some((DeadReason::ALL[usize::from(pick % 6)], item)),
                 ended: no.then_some((if yes { Ended::Done } else { Ended::Cancelled }, item)),
                 queue: yes.then(|| "mail".to_owned()),

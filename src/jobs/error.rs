@@ -94,10 +94,10 @@ pub enum JobError {
     Open(Arc<OpenError>),
     /// A job could not be stored.
     #[error(transparent)]
-    Put(#[from] PutError),
+    Put(PutError),
     /// A job could not be read.
     #[error(transparent)]
-    Get(#[from] GetError),
+    Get(GetError),
     /// A job could not be moved; it is where it was.
     #[error("a job was not moved: {reason}")]
     NotMoved {
@@ -106,10 +106,10 @@ pub enum JobError {
     },
     /// The end of a job could not be marked; it will be started again.
     #[error(transparent)]
-    Close(#[from] CloseError),
+    Close(CloseError),
     /// What was stored could not be made durable.
     #[error(transparent)]
-    Sync(#[from] SyncError),
+    Sync(SyncError),
     /// A thread could not be started.
     #[error("a thread could not be started")]
     Thread(#[source] Arc<std::io::Error>),
@@ -128,8 +128,8 @@ impl JobError {
     /// A move that did not happen.
     pub(crate) fn of_move(fault: &MoveFault) -> JobError {
         match fault {
-            MoveFault::Put(error) => JobError::Put(error.clone()),
-            MoveFault::Sync(error) => JobError::Sync(error.clone()),
+            MoveFault::Put(error) => error.clone().into(),
+            MoveFault::Sync(error) => error.clone().into(),
             MoveFault::Closed => JobError::Closed,
             fault => JobError::NotMoved { reason: fault.to_string() },
         }
@@ -143,6 +143,26 @@ impl From<OpenError> for JobError {
             error => JobError::Open(Arc::new(error)),
         }
     }
+}
+
+macro_rules! from_closing {
+    ($($error:ident => $variant:ident;)*) => {$(
+        impl From<$error> for JobError {
+            fn from(error: $error) -> JobError {
+                match error {
+                    $error::Closed => JobError::Closed,
+                    error => JobError::$variant(error),
+                }
+            }
+        }
+    )*};
+}
+
+from_closing! {
+    PutError => Put;
+    GetError => Get;
+    CloseError => Close;
+    SyncError => Sync;
 }
 
 impl From<MoveFault> for JobError {

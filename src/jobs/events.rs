@@ -200,12 +200,19 @@ impl Feed {
     }
 }
 
-impl Drop for Feed {
-    fn drop(&mut self) {
+impl Feed {
+    /// Nothing more comes.
+    pub(crate) fn end(&self) {
         for listener in self.listeners.lock().iter().filter_map(Weak::upgrade) {
             listener.waiting.lock().has_ended = true;
             listener.came.notify_all();
         }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -242,7 +249,7 @@ impl JobEvents {
 impl Iterator for JobEvents {
     type Item = Event;
 
-    /// Waits for the next event; `None` once no handle, worker or runner of these jobs is left.
+    /// Waits for the next event; `None` once the set is closed, or no handle, worker or runner of its jobs is left.
     fn next(&mut self) -> Option<Event> {
         let mut waiting = self.listener.waiting.lock();
         self.listener.came.wait_while(&mut waiting, |waiting| waiting.events.is_empty() && !waiting.has_ended);

@@ -1,8 +1,11 @@
 //! What all handles of the jobs of a set share: its job queues, who runs, who waits, and where moved jobs are.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Wake, Waker};
 
 use event_listener::Event as Bell;
 use parking_lot::{Mutex, RwLock};
@@ -14,7 +17,7 @@ use crate::jobs::events::{Event, Feed};
 use crate::jobs::id::JobId;
 use crate::jobs::keys::Keys;
 use crate::jobs::names;
-use crate::jobs::records::Records;
+use crate::jobs::records::{Records, plain};
 use crate::jobs::room::{Lane, Lanes, Part, Room};
 use crate::jobs::run::Run;
 use crate::jobs::status::Outcome;
@@ -22,6 +25,7 @@ use crate::jobs::team::Team;
 use crate::jobs::timer::Timer;
 use crate::options::{Durability, PutOptions};
 use crate::queue::Queue;
+use crate::queue::futures::OpenFuture;
 use crate::set::QueueSet;
 
 /// What the set keeps of its jobs, so that there is one state for all handles.
@@ -75,6 +79,9 @@ pub(crate) struct Hub {
     pub(crate) wall_ahead: Mutex<i64>,
     /// Rings whenever a job ends.
     pub(crate) ended: Bell,
+    /// Waits for the end of the set.
+    end: Mutex<Option<OpenFuture>>,
+    has_ended: AtomicBool,
 }
 
 #[derive(Default)]
@@ -107,6 +114,8 @@ impl Hub {
             passing: Mutex::new(()),
             wall_ahead: Mutex::new(0),
             ended: Bell::new(),
+            end: Mutex::new(None),
+            has_ended: AtomicBool::new(false),
         })
     }
 
@@ -246,21 +255,47 @@ impl Hub {
         self.waiting.store(waiters.len(), Ordering::SeqCst);
     }
 
-    /// A job has ended: whoever waits for that is told.
-    pub(crate) fn tell(&self, id: JobId, outcome: impl FnOnce() -> Outcome) {
+    /// A job has ended: it leaves those that run, and whoever waits for that is told. Nobody sees the one without the other.
+    pub(crate) fn tell(&self, id: JobId, leave: impl FnOnce(), outcome: impl FnOnce() -> Outcome) {
         if self.waiting.load(Ordering::SeqCst) == 0 {
+            leave();
             return;
         }
-        let waiter = {
-            let mut waiters = self.waiters.lock();
-            let waiter = waiters.remove(&id);
-            self.waiting.store(waiters.len(), Ordering::SeqCst);
-            waiter
-        };
+        let mut waiters = self.waiters.lock();
+        leave();
+        let waiter = waiters.remove(&id);
+        self.waiting.store(waiters.len(), Ordering::SeqCst);
         if let Some(waiter) = waiter {
             *waiter.outcome.lock() = Some(outcome());
+            drop(waiters);
             waiter.ended.notify(usize::MAX);
         }
+    }
+
+    /// What a waiter was told, once nobody is about to tell it.
+    pub(crate) fn told(&self, waiter: &Waiter) -> Option<Outcome> {
+        let _waiters = self.waiters.lock();
+        waiter.outcome.lock().clone()
+    }
+
+    // ---- the end of the set
+
+    /// Has everybody told who waits here when the set is closed.
+    pub(crate) fn await_end(self: &Arc<Self>) -> Result<(), JobError> {
+        let queue = match self.set.get_queue(names::END)? {
+            Some(queue) => queue,
+            None => self.set.queue_with_overrides(names::END, plain().journal(false))?,
+        };
+        // Nothing is ever put there: all that can come is the end.
+        let mut end = queue.open_async();
+        let waker = Waker::from(Arc::new(TellEnd(Arc::downgrade(self))));
+        let _ = Pin::new(&mut end).poll(&mut std::task::Context::from_waker(&waker));
+        *self.end.lock() = Some(end);
+        Ok(())
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
     }
 
     #[inline]
@@ -310,6 +345,20 @@ impl Hub {
     pub(crate) fn after_suspect(&self) {
         self.end_suspect();
         self.ring_all();
+    }
+}
+
+/// Wakes all who wait for jobs, once their set is closed.
+struct TellEnd(Weak<Hub>);
+
+impl Wake for TellEnd {
+    fn wake(self: Arc<Self>) {
+        if let Some(hub) = self.0.upgrade() {
+            hub.has_ended.store(true, Ordering::Release);
+            hub.feed.end();
+            hub.ring_all();
+            hub.ended.notify(usize::MAX);
+        }
     }
 }
 

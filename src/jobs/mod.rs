@@ -68,6 +68,7 @@ mod names;
 mod opening;
 mod order;
 mod passing;
+mod picks;
 mod push;
 mod pushing;
 mod records;
@@ -79,18 +80,20 @@ mod status;
 mod steering;
 mod team;
 mod timer;
+mod watch;
 mod worker;
 mod working;
 
 use std::fmt;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use event_listener::EventListener;
+use event_listener::{EventListener, Listener};
 
 pub use error::JobError;
 pub use events::{Event, JobEvents};
@@ -251,23 +254,19 @@ impl Jobs {
 
     /// Waits up to `timeout` until a job has ended; `None`: it has not.
     pub fn wait(&self, id: JobId, timeout: Duration) -> Option<Outcome> {
-        use event_listener::Listener;
-        let waiter = self.hub.waiter(id);
+        let waits = Waits::new(&self.hub, id);
         let begun = self.hub.set.now();
-        let outcome = loop {
-            let listener = waiter.ended.listen();
-            if let Some(outcome) = waiter.outcome.lock().clone().or_else(|| self.hub.outcome_of(id)) {
-                // What it was told says more than what is kept.
-                break Some(waiter.outcome.lock().clone().unwrap_or(outcome));
+        loop {
+            let listener = waits.waiter.ended.listen();
+            if let Some(outcome) = waits.outcome() {
+                return Some(outcome);
             }
             let passed = self.hub.set.now().duration_since(begun).unwrap_or_default();
             let left = timeout.saturating_sub(passed);
             if left.is_zero() || listener.wait_timeout(left).is_none() {
-                break waiter.outcome.lock().clone();
+                return waits.outcome();
             }
-        };
-        self.hub.leave_waiter(id, &waiter);
-        outcome
+        }
     }
 
     /// Waits until a job has ended.
@@ -275,7 +274,7 @@ impl Jobs {
     /// # Cancel safety
     /// It may be dropped and asked for anew at any moment; asked for anew after the end it knows what is kept.
     pub fn wait_async(&self, id: JobId) -> WaitFuture<'_> {
-        WaitFuture { jobs: self, id, waiter: self.hub.waiter(id), listener: None }
+        WaitFuture { waits: Waits::new(&self.hub, id), listener: None, jobs: PhantomData }
     }
 
     /// Takes a job that waits out of its queue; tells the handler of one that runs. It is not started again in either case.
@@ -370,10 +369,37 @@ impl fmt::Debug for Jobs {
 /// Waits until a job has ended: [`Jobs::wait_async`].
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitFuture<'a> {
-    jobs: &'a Jobs,
+    waits: Waits,
+    listener: Option<EventListener>,
+    jobs: PhantomData<&'a Jobs>,
+}
+
+/// A place among those who wait for a job; given up when dropped.
+struct Waits {
+    hub: Arc<Hub>,
     id: JobId,
     waiter: Arc<Waiter>,
-    listener: Option<EventListener>,
+}
+
+impl Waits {
+    fn new(hub: &Arc<Hub>, id: JobId) -> Waits {
+        Waits { hub: Arc::clone(hub), id, waiter: hub.waiter(id) }
+    }
+
+    /// How the job has ended. What was told says more than what is kept.
+    fn outcome(&self) -> Option<Outcome> {
+        let told = || self.hub.told(&self.waiter);
+        told().or_else(|| {
+            let kept = self.hub.outcome_of(self.id)?;
+            Some(told().unwrap_or(kept))
+        })
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.hub.leave_waiter(self.id, &self.waiter);
+    }
 }
 
 impl Future for WaitFuture<'_> {
@@ -381,14 +407,12 @@ impl Future for WaitFuture<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         loop {
-            let told = self.waiter.outcome.lock().clone();
-            if let Some(outcome) = told.or_else(|| self.jobs.hub.outcome_of(self.id)) {
-                let told = self.waiter.outcome.lock().clone();
-                return Poll::Ready(told.unwrap_or(outcome));
+            if let Some(outcome) = self.waits.outcome() {
+                return Poll::Ready(outcome);
             }
             match &mut self.listener {
                 // Listen, then look again.
-                None => self.listener = Some(self.waiter.ended.listen()),
+                None => self.listener = Some(self.waits.waiter.ended.listen()),
                 Some(listener) => match Pin::new(listener).poll(cx) {
                     Poll::Ready(()) => self.listener = None,
                     Poll::Pending => return Poll::Pending,
@@ -398,15 +422,9 @@ impl Future for WaitFuture<'_> {
     }
 }
 
-impl Drop for WaitFuture<'_> {
-    fn drop(&mut self) {
-        self.jobs.hub.leave_waiter(self.id, &self.waiter);
-    }
-}
-
 impl fmt::Debug for WaitFuture<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WaitFuture").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("WaitFuture").field("id", &self.waits.id).finish_non_exhaustive()
     }
 }
 

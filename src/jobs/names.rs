@@ -23,6 +23,8 @@ pub(crate) const OUTBOX: &str = "!jobs!outbox";
 pub(crate) const CHECKPOINTS: &str = "!jobs!checkpoints";
 /// Of the keys that outlive their jobs.
 pub(crate) const KEYS: &str = "!jobs!keys";
+/// Without a journal, and always empty: who waits there learns of the set's end.
+pub(crate) const END: &str = "!jobs!end";
 /// Room for what is appended to a job queue's name.
 const NAME_MAX: usize = 180;
 

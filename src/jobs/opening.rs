@@ -29,6 +29,9 @@ pub(crate) fn open(set: &QueueSet, max_delayed: u64, feed: Feed) -> Result<Arc<H
         hub.feed.adopt(&feed);
         return Ok(hub);
     }
+    if set.is_read_only() {
+        return Err(JobError::ReadOnly);
+    }
     let hub = Hub::new(set, max_delayed, feed)?;
     let names = hub.settings.names();
     let mut stopped = HashSet::new();
@@ -63,6 +66,7 @@ pub(crate) fn open(set: &QueueSet, max_delayed: u64, feed: Feed) -> Result<Arc<H
     checkpoints(&hub)?;
     *hub.wall_ahead.lock() = hub.wall_ms() as i64 - hub.now_ms() as i64;
     let hub = Arc::new(hub);
+    hub.await_end()?;
     *known = Arc::downgrade(&hub);
     Ok(hub)
 }
@@ -79,13 +83,22 @@ fn recover(hub: &Hub, room: &Arc<Room>, stopped: &HashSet<Vec<u8>>) -> Result<()
             };
             let mut place = room.number(part).to_le_bytes().to_vec();
             place.extend_from_slice(&id.get().to_le_bytes());
-            recover_job(hub, room, part, item, stopped.contains(&place))?;
+            let starts = item.attempts();
+            recover_job(hub, room, part, item, starts, stopped.contains(&place))?;
         }
     }
     Ok(())
 }
 
-fn recover_job(hub: &Hub, room: &Arc<Room>, part: Part, item: OpenItem, was_stopping: bool) -> Result<(), JobError> {
+/// A job that was started `starts` times where it is, and whose last start ended with the process.
+pub(crate) fn recover_job(
+    hub: &Hub,
+    room: &Arc<Room>,
+    part: Part,
+    item: OpenItem,
+    starts: u32,
+    was_stopping: bool,
+) -> Result<(), JobError> {
     let Some((mut envelope, value_at)) = Envelope::decode(item.data()).filter(|(envelope, _)| !envelope.raw) else {
         // No job, or none that this version knows: whoever takes it decides.
         item.abort();
@@ -96,7 +109,7 @@ fn recover_job(hub: &Hub, room: &Arc<Room>, part: Part, item: OpenItem, was_stop
     envelope.origin = Some(id);
     envelope.pushed_ms.get_or_insert_with(|| time_ms(item.put_time()));
     let uncounted = u32::from(was_stopping);
-    envelope.attempts = envelope.attempts.saturating_add(item.attempts().saturating_sub(uncounted));
+    envelope.attempts = envelope.attempts.saturating_add(starts.saturating_sub(uncounted));
     (envelope.due_ms, envelope.by_wall) = (None, false);
     let value = item.data().get(value_at..).unwrap_or_default();
     if was_stopping {
@@ -117,7 +130,8 @@ fn recover_job(hub: &Hub, room: &Arc<Room>, part: Part, item: OpenItem, was_stop
     if let Some(reason) = reason {
         let has_checkpoint = hub.checkpoints.contains(&checkpoint_key(id));
         let error = error.to_owned();
-        let buried = ending::bury_job(hub, room, id, item, envelope, value_at, reason, error, has_checkpoint, now_ms);
+        let buried =
+            ending::bury_job(hub, room, id, item, envelope, value_at, reason, error, has_checkpoint, now_ms, None);
         return buried.map(drop);
     }
     let pause = backoff::pause(envelope.backoff, envelope.attempts, id);

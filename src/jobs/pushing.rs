@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::error::PutError;
 use crate::ids::ItemId;
 use crate::jobs::envelope::{Envelope, KEY_MAX, KIND_MAX, Key, Limits, TAG_MAX, at, ms, time_ms};
 use crate::jobs::error::JobError;
@@ -131,6 +132,13 @@ pub(crate) fn push(hub: &Hub, parcel: &Parcel) -> Result<Pushed, JobError> {
     };
     let part = part_for(hub, &room, parcel)?;
     let bytes = parcel.envelope.encode(&parcel.value);
+    if matches!(part, Part::Later(_)) {
+        let fresh = room.part(Part::Fresh(parcel.envelope.priority));
+        let max = fresh.map_or_else(|| hub.set.defaults(), crate::queue::Queue::options).max_item_size;
+        if bytes.len() as u64 > u64::from(max) {
+            return Err(PutError::TooLarge { len: bytes.len() as u64, max: max.into() }.into());
+        }
+    }
     let queue = room.make(&hub.set, part)?;
     let mut options = PutOptions::new().delay(parcel.delay);
     if let Some(durability) = parcel.durability {

@@ -149,9 +149,14 @@ impl Room {
             return Ok(queue);
         }
         let name = part.name(&self.name);
+        let mut own = plain();
+        if matches!(part, Part::Fresh(_)) {
+            // What is pushed is bounded by the set's default; what is moved later has grown by what happened to it.
+            own.max_item_size = None;
+        }
         let queue = match set.get_queue(&name)? {
             Some(queue) => queue,
-            None => set.queue_with_overrides(&name, plain())?,
+            None => set.queue_with_overrides(&name, own)?,
         };
         Ok(slot.get_or_init(|| queue))
     }

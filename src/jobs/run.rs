@@ -56,6 +56,8 @@ pub(crate) struct Run {
     pub(crate) is_async: bool,
     /// It was handed back.
     pub(crate) was_returned: AtomicBool,
+    /// It is no longer among those that run.
+    pub(crate) has_left: AtomicBool,
 }
 
 impl Run {
@@ -94,6 +96,7 @@ impl Run {
             is_suspect,
             is_async,
             was_returned: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
         }
     }
 
@@ -106,6 +109,7 @@ impl Run {
         next.due_ms = None;
         next.by_wall = false;
         next.retrying = false;
+        next.unknown_ms = None;
         next
     }
 

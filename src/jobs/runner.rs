@@ -47,7 +47,7 @@ impl Runner {
         RunningJob { ctx, claimed: Some(claimed), team: Arc::clone(&self.team) }
     }
 
-    /// The next job, waiting for one. `None` after [`quiet`](Runner::quiet), and when it finds the set closed.
+    /// The next job, waiting for one. `None` after [`quiet`](Runner::quiet), and when the set is closed.
     ///
     /// The job holds one of the [`threads`](crate::jobs::WorkerBuilder::threads) permits until it has ended, so that no more run at
     /// once on any executor.
@@ -104,7 +104,7 @@ impl Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        self.team.quiet(&self.jobs.hub);
+        self.team.stop_claims();
     }
 }
 
@@ -130,7 +130,7 @@ impl Future for NextJob<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<RunningJob>> {
         let (jobs, team) = (&self.runner.jobs, &self.runner.team);
         loop {
-            if team.is_quiet.load(Ordering::Acquire) {
+            if team.is_quiet.load(Ordering::Acquire) || jobs.hub.has_ended() {
                 return Poll::Ready(None);
             }
             match team.claim(jobs) {
@@ -146,7 +146,9 @@ impl Future for NextJob<'_> {
                 // Listen, then look again.
                 None => {
                     self.listener = Some(team.bell.listen());
-                    team.arm(&jobs.hub);
+                    if team.arm(&jobs.hub) {
+                        self.listener = None;
+                    }
                 }
                 Some(listener) => match Pin::new(listener).poll(cx) {
                     Poll::Ready(()) => self.listener = None,

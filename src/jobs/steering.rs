@@ -53,7 +53,7 @@ impl Hub {
                 next.pushed_ms.get_or_insert_with(|| time_ms(item.put_time()));
                 next.origin = Some(id);
                 let has_checkpoint = self.checkpoints.contains(&checkpoint_key(id));
-                ending::cancel_item(self, &lane.room, id, item, &next, has_checkpoint)?;
+                ending::cancel_item(self, &lane.room, id, item, &next, has_checkpoint, None)?;
                 if queue.options().durability == Durability::Sync {
                     queue.sync()?;
                 }

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use event_listener::Event as Bell;
@@ -20,6 +20,8 @@ use crate::jobs::handler::{Ctx, Done, Fail, Next, checkpoint_key};
 use crate::jobs::hub::{Hub, job_at};
 use crate::jobs::job::{Backoff, Priority};
 use crate::jobs::names::Patterns;
+use crate::jobs::opening;
+use crate::jobs::picks::{Bucket, Pick, Picks, STRIDE};
 use crate::jobs::room::{Part, Room, count};
 use crate::jobs::run::Run;
 use crate::jobs::status::{Cause, DeadReason};
@@ -30,8 +32,6 @@ const UNKNOWN_PAUSE: Duration = Duration::from_secs(30);
 const UNKNOWN_MS: u64 = 24 * 3_600_000;
 /// A clock that is set is noticed after this long.
 const CLOCK_MS: u64 = 60_000;
-/// One job's share of a queue with weight 1.
-const STRIDE: u64 = 1 << 40;
 
 pub(crate) type Answer = Result<Done, Fail>;
 pub(crate) type BoxedFuture = Pin<Box<dyn Future<Output = Answer> + Send>>;
@@ -95,59 +95,9 @@ pub(crate) struct Team {
     pub(crate) ended: AtomicUsize,
     pub(crate) returned: AtomicUsize,
     picks: Mutex<Picks>,
-}
-
-/// Whose turn it is.
-#[derive(Default)]
-struct Picks {
-    seen: u64,
-    rooms: Vec<Pick>,
-    /// The share at which the last job was taken.
-    share: u64,
-}
-
-struct Pick {
-    room: Arc<Room>,
-    limit: usize,
-    running: usize,
-    bucket: Option<Bucket>,
-    stride: u64,
-    /// What it has had.
-    share: u64,
-}
-
-/// Starts that are allowed, in shares of a ms.
-struct Bucket {
-    per_ms: u64,
-    most: u64,
-    /// What is in it, times `per_ms`; filled up to `at_ms`.
-    level: u64,
-    at_ms: u64,
-}
-
-impl Bucket {
-    fn new(per: Duration, n: u32, now_ms: u64) -> Bucket {
-        let per_ms = u64::try_from(per.as_millis()).unwrap_or(u64::MAX).max(1);
-        let most = u64::from(n);
-        Bucket { per_ms, most, level: most.saturating_mul(per_ms), at_ms: now_ms }
-    }
-
-    fn fill(&mut self, now_ms: u64) {
-        let passed = now_ms.saturating_sub(self.at_ms);
-        self.level =
-            self.level.saturating_add(passed.saturating_mul(self.most)).min(self.most.saturating_mul(self.per_ms));
-        self.at_ms = self.at_ms.max(now_ms);
-    }
-
-    /// In how many ms a start is allowed.
-    fn wait_ms(&mut self, now_ms: u64) -> u64 {
-        self.fill(now_ms);
-        self.per_ms.saturating_sub(self.level).div_ceil(self.most.max(1))
-    }
-
-    fn take(&mut self) {
-        self.level = self.level.saturating_sub(self.per_ms);
-    }
+    /// One of its places in a line was called.
+    pub(crate) was_called: AtomicBool,
+    me: Weak<Team>,
 }
 
 impl Team {
@@ -161,8 +111,8 @@ impl Team {
         rates: HashMap<String, (Duration, u32)>,
         handlers: HashMap<String, Arc<Handler>>,
         around: Vec<Around>,
-    ) -> Team {
-        Team {
+    ) -> Arc<Team> {
+        Arc::new_cyclic(|me| Team {
             number,
             order,
             threads,
@@ -178,7 +128,9 @@ impl Team {
             ended: AtomicUsize::new(0),
             returned: AtomicUsize::new(0),
             picks: Mutex::new(Picks { seen: u64::MAX, ..Picks::default() }),
-        }
+            was_called: AtomicBool::new(false),
+            me: Weak::clone(me),
+        })
     }
 
     /// Whether jobs of this room are its business.
@@ -229,6 +181,9 @@ impl Team {
         let mut picks = self.picks.lock();
         if self.is_quiet.load(Ordering::Acquire) || self.busy.load(Ordering::Acquire) >= self.threads {
             return Ok(None);
+        }
+        if self.was_called.swap(false, Ordering::AcqRel) {
+            picks.watches.leave_called();
         }
         self.refresh(hub, &mut picks);
         let count = picks.rooms.len();
@@ -421,11 +376,17 @@ impl Team {
             ending::bury_raw(hub, room, part, item, now_ms)?;
             return Ok(None);
         };
+        if item.attempts() > 1 {
+            // A start of an earlier process that did not end, and that nobody has told of.
+            let starts = item.attempts() - 1;
+            opening::recover_job(hub, room, part, item, starts, false)?;
+            return Ok(None);
+        }
         let id = job_at(room.number(part), item.id(), &envelope);
         let bury = |item: OpenItem, reason, error: &str| {
             ending::bury_unstarted(hub, room, id, item, &envelope, value_at, reason, error, now_ms).map(|()| None)
         };
-        if envelope.expires_ms.is_some_and(|end| end < now_ms) && envelope.attempts == 0 && item.attempts() <= 1 {
+        if envelope.expires_ms.is_some_and(|end| end < now_ms) && envelope.attempts == 0 {
             return bury(item, DeadReason::Expired, "it was not started in time");
         }
         if envelope.by_wall
@@ -435,10 +396,13 @@ impl Team {
             return Ok(None);
         }
         let Some(handler) = self.handlers.get(&envelope.kind) else {
-            if now_ms.saturating_sub(time_ms(item.put_time())) >= UNKNOWN_MS {
-                return bury(item, DeadReason::UnknownKind, "no worker knows its kind");
+            match envelope.unknown_ms {
+                Some(since_ms) if now_ms.saturating_sub(since_ms) >= UNKNOWN_MS => {
+                    return bury(item, DeadReason::UnknownKind, "no worker knows its kind");
+                }
+                Some(_) => item.give_back(UNKNOWN_PAUSE),
+                None => ending::put_by(hub, room, id, item, &envelope, value_at, now_ms, UNKNOWN_PAUSE)?,
             }
-            item.give_back(UNKNOWN_PAUSE);
             count(&room.counters.returned);
             hub.emit(|| Event::Returned { id, queue: room.name.to_string() });
             return Ok(None);
@@ -485,37 +449,40 @@ impl Team {
         Ok(Some(Claimed { run, work, handler: Arc::clone(handler) }))
     }
 
-    /// Has the workers woken when the next thing comes due that nobody rings for.
-    pub(crate) fn arm(&self, hub: &Arc<Hub>) {
-        if let Some(at_ms) = self.next_ms(hub) {
-            hub.timer.wake_at(hub, at_ms);
-        }
-    }
-
-    /// When that is.
-    pub(crate) fn next_ms(&self, hub: &Hub) -> Option<u64> {
+    /// Before somebody sleeps: has them woken when a job comes due, or may be started that may not be now. `true`: look again first.
+    pub(crate) fn arm(&self, hub: &Arc<Hub>) -> bool {
         let mut picks = self.picks.lock();
+        if self.is_quiet.load(Ordering::Acquire) || self.busy.load(Ordering::Acquire) >= self.threads {
+            return false;
+        }
         self.refresh(hub, &mut picks);
         let now_ms = hub.now_ms();
-        let mut next: Option<u64> = None;
-        let mut at_most = |at_ms: u64| next = Some(next.map_or(at_ms, |known| known.min(at_ms)));
-        for pick in picks.rooms.iter_mut().filter(|pick| !pick.room.paused.load(Ordering::Acquire)) {
-            for queue in Part::waiting().filter_map(|part| pick.room.part(part)) {
-                if let Some(due) = queue.next_due() {
-                    at_most(time_ms(due));
-                }
+        let Picks { rooms, watches, .. } = &mut *picks;
+        let mut again = false;
+        for pick in rooms {
+            // Who ends what is in the way rings.
+            if pick.room.paused.load(Ordering::Acquire) || pick.running >= pick.limit {
+                continue;
             }
-            if let Some(bucket) = &mut pick.bucket {
-                let wait_ms = bucket.wait_ms(now_ms);
-                if wait_ms > 0 {
-                    at_most(now_ms.saturating_add(wait_ms));
+            let wait_ms = pick.bucket.as_mut().map_or(0, |bucket| bucket.wait_ms(now_ms));
+            if wait_ms > 0 {
+                hub.timer.wake_at(hub, now_ms.saturating_add(wait_ms));
+                continue;
+            }
+            for part in Part::waiting() {
+                let is_held_up = part == Part::Suspects && hub.suspect.load(Ordering::Acquire);
+                if let Some(queue) = pick.room.part(part)
+                    && !is_held_up
+                    && queue.next_due().is_some()
+                {
+                    again |= watches.wait_at(&self.me, pick.room.number(part), queue);
                 }
             }
             if pick.room.has_wall.load(Ordering::Acquire) {
-                at_most(now_ms.saturating_add(CLOCK_MS));
+                hub.timer.wake_at(hub, now_ms.saturating_add(CLOCK_MS));
             }
         }
-        next
+        again
     }
 
     /// When the next delayed job comes due.
@@ -540,16 +507,19 @@ impl Team {
             && picks.rooms.iter().all(|pick| pick.room.paused.load(Ordering::Acquire) || pick.room.waiting().0 == 0)
     }
 
-    /// Takes no more jobs. What runs now is noted, so that it is not held against it if the process is killed.
-    pub(crate) fn quiet(&self, hub: &Hub) {
+    /// Takes no more jobs.
+    pub(crate) fn stop_claims(&self) {
         {
             // Whoever is about to take a job has taken it, or sees this.
             let _picks = self.picks.lock();
-            if self.is_quiet.swap(true, Ordering::AcqRel) {
-                return;
-            }
+            self.is_quiet.store(true, Ordering::Release);
         }
         self.bell.notify(usize::MAX);
+    }
+
+    /// The same, said aloud: what runs now is noted, so that it is not held against it if the process is killed.
+    pub(crate) fn quiet(&self, hub: &Hub) {
+        self.stop_claims();
         let mut places = Vec::new();
         for run in self.running.lock().values() {
             places.extend_from_slice(&run.room.number(run.part).to_le_bytes());

@@ -236,7 +236,6 @@ impl WorkerBuilder {
         let number = hub.next_team.fetch_add(1, Ordering::Relaxed);
         let aging_ms = ms(self.aging);
         let team = Team::new(number, order, self.threads, aging_ms, self.limits, self.rates, handlers, self.around);
-        let team = Arc::new(team);
         hub.teams.lock().push(Arc::downgrade(&team));
         Ok((self.jobs, team))
     }
@@ -296,7 +295,7 @@ const TROUBLE_PAUSE: Duration = Duration::from_millis(200);
 fn work(jobs: &Jobs, team: &Arc<Team>) {
     let hub = &jobs.hub;
     loop {
-        if team.is_quiet.load(Ordering::Acquire) {
+        if team.is_quiet.load(Ordering::Acquire) || hub.has_ended() {
             return;
         }
         match team.claim(jobs) {
@@ -314,10 +313,12 @@ fn work(jobs: &Jobs, team: &Arc<Team>) {
         }
         // Listen, then look again: what came in between rang for nobody.
         let listener = team.bell.listen();
-        if team.is_quiet.load(Ordering::Acquire) {
+        if team.is_quiet.load(Ordering::Acquire) || hub.has_ended() {
             return;
         }
-        team.arm(hub);
+        if team.arm(hub) {
+            continue;
+        }
         if let Ok(Some(claimed)) = team.claim(jobs) {
             drop(listener);
             working::run_here(jobs, team, claimed);
@@ -380,7 +381,8 @@ pub(crate) fn shut_down(jobs: &Jobs, team: &Arc<Team>, grace: Duration) -> Shutd
 
 /// Threads that do jobs: [`WorkerBuilder::start`].
 ///
-/// Dropping it is [`quiet`](Worker::quiet), without waiting: each thread ends its job and leaves.
+/// Dropped, it takes no more jobs: each thread ends its job and leaves. Nobody waits for that, and if the process dies before, it is a
+/// crash of these jobs; [`quiet`](Worker::quiet) says that it would not be.
 #[must_use = "a worker that is dropped takes no more jobs"]
 pub struct Worker {
     jobs: Jobs,
@@ -430,7 +432,7 @@ const THREADS_LEAVE: Duration = Duration::from_secs(5);
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.team.quiet(&self.jobs.hub);
+        self.team.stop_claims();
     }
 }
 

@@ -100,17 +100,25 @@ impl Core {
     pub(super) fn peek_id(&self, id: u64) -> Result<Option<Item>, GetError> {
         self.may_look()?;
         match self.journal.find(id) {
-            Ok(Some(found)) => self.item_at(&found).map(Some),
-            Ok(None) => Ok(None),
+            Ok(Some(found)) if !self.is_over(&found) => self.item_at(&found).map(Some),
+            Ok(_) => Ok(None),
             Err(error) => Err(self.look_error(error)),
         }
     }
 
+    /// Whether its time is over, so that nobody will be given it.
+    fn is_over(&self, found: &Found) -> bool {
+        self.reader.lock().is_over(&found.place, self.rules())
+    }
+
     fn next_there(&self, looked: &mut Looked, until: u64) -> Result<Option<Item>, GetError> {
-        match self.journal.find_next(looked, until) {
-            Ok(Some(found)) => self.item_at(&found).map(Some),
-            Ok(None) => Ok(None),
-            Err(error) => Err(self.look_error(error)),
+        loop {
+            match self.journal.find_next(looked, until) {
+                Ok(Some(found)) if self.is_over(&found) => {}
+                Ok(Some(found)) => return self.item_at(&found).map(Some),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(self.look_error(error)),
+            }
         }
     }
 
@@ -173,7 +181,7 @@ impl Queue {
         self.core.state_of(id.get())
     }
 
-    /// Shows an item by its id, if it waits, is deferred or is held open.
+    /// Shows an item by its id, if it waits, is deferred or is held open, and has not expired.
     ///
     /// # Errors
     /// As [`peek`](Queue::peek).
@@ -211,7 +219,8 @@ impl Queue {
     }
 
     /// Looks through the items that are there, in the order of their ids from `from` on, without taking any: those that wait, are
-    /// deferred or are held open, as they are when they are met, up to the newest at the time of this call. Reads each of them.
+    /// deferred or are held open, as they are when they are met, up to the newest at the time of this call. Reads each of them, and
+    /// shows no expired one.
     ///
     /// # Errors
     /// As [`peek`](Queue::peek); the iterator ends behind an error.

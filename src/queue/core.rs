@@ -658,11 +658,12 @@ impl Core {
         reader.space.end(&mut wakes);
         if refund {
             let held = reader.open.values().filter(|held| !held.cleared);
-            let mut held: Vec<(Place, u32)> = held.map(|held| (held.place, held.starts)).collect();
+            let mut held: Vec<(Place, u32)> =
+                held.map(|held| (held.place, held.starts.saturating_sub(held.counts.into()))).collect();
             held.sort_unstable_by_key(|(place, _)| place.id);
             for (place, starts) in held {
                 if let Ok(Some(segment)) = reader.segment(&self.journal, place.segment) {
-                    let starts = u8::try_from(starts.saturating_sub(1)).unwrap_or(u8::MAX);
+                    let starts = u8::try_from(starts).unwrap_or(u8::MAX);
                     let _ = segment.mark(place.ordinal, Lane::Waiting { starts });
                 }
             }

@@ -143,6 +143,11 @@ impl Core {
         if mode != Mode::Get {
             reader.counts.transactions += 1;
             serial = reader.hold(place, starts, now_ms);
+            if mode == Mode::Pick
+                && let Some(held) = reader.open.get_mut(&place.id)
+            {
+                held.counts = false;
+            }
             let lease_ms = self.lease_ms.load(Ordering::Relaxed);
             if lease_ms != ENDLESS {
                 self.begin_lease(&mut reader, place.id, serial, lease_ms);
@@ -401,7 +406,7 @@ impl Core {
         let Some(mut held) = reader.release(id, serial) else {
             return false;
         };
-        if !counts {
+        if !counts && held.counts {
             held.starts = held.starts.saturating_sub(1);
         }
         reader.counts.aborts += 1;

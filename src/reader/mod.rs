@@ -51,6 +51,8 @@ pub(crate) struct Held {
     /// The queue was cleared since: there is nothing left to mark.
     pub(crate) cleared: bool,
     pub(crate) starts: u32,
+    /// Whether this opening is one of the starts.
+    pub(crate) counts: bool,
     pub(crate) since_ms: u64,
     /// Tells this opening of the item from others.
     pub(crate) serial: u64,
@@ -938,7 +940,7 @@ impl Reader {
     pub(crate) fn hold(&mut self, place: Place, starts: u32, since_ms: u64) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let held = Held { place, cleared: false, starts, since_ms, serial, due_ms: ENDLESS };
+        let held = Held { place, cleared: false, starts, counts: true, since_ms, serial, due_ms: ENDLESS };
         self.open.insert(place.id, held);
         serial
     }

@@ -3,10 +3,16 @@
 use std::io;
 
 use super::{Reader, Rules, Taken};
+use crate::ids::Place;
 use crate::journal::Journal;
 use crate::journal::find::Found;
 
 impl Reader {
+    /// Whether an item that waits has expired; one that is open has not.
+    pub(crate) fn is_over(&self, place: &Place, rules: Rules<'_>) -> bool {
+        self.is_expired(place, rules) && !self.open.contains_key(&place.id)
+    }
+
     /// Takes the item with this id, wherever among the waiting and deferred ones it is. `None`: it is not among these.
     pub(crate) fn pluck(&mut self, journal: &Journal, rules: Rules<'_>, id: u64) -> io::Result<Option<Taken>> {
         if id > self.visible_id()

@@ -724,6 +724,11 @@ impl QueueSet {
         stats
     }
 
+    /// Whether the set was opened for looking only.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.shared.read_only
+    }
+
     /// The time as the set's items see it: the wall clock when the set was opened, never before its newest put, and what has passed
     /// since. It never goes back; a clock that is set meanwhile does not move it.
     pub fn now(&self) -> SystemTime {

@@ -9,6 +9,8 @@ mod exact;
 mod faults;
 mod flips;
 mod handoffs;
+#[cfg(feature = "jobs")]
+mod jobs;
 mod looking;
 mod model;
 mod oracle;
