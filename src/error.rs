@@ -347,6 +347,18 @@ pub enum MoveFault {
     Forked,
 }
 
+impl From<CloseError> for MoveFault {
+    fn from(error: CloseError) -> MoveFault {
+        match error {
+            CloseError::Io { queue, source, .. } => MoveFault::Io { queue, source },
+            CloseError::LeaseEnded => MoveFault::LeaseEnded,
+            CloseError::Sync(error) => MoveFault::Sync(error),
+            CloseError::Closed => MoveFault::Closed,
+            CloseError::Forked => MoveFault::Forked,
+        }
+    }
+}
+
 /// Why something could not be made durable.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]

@@ -96,7 +96,7 @@ impl Item {
     }
 }
 
-fn at(ms: u64) -> SystemTime {
+pub(crate) fn at(ms: u64) -> SystemTime {
     // Far enough for any clock; a damaged time must not panic.
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
 }

@@ -39,6 +39,7 @@ pub use ids::ItemId;
 pub use item::{DeadLetter, Item};
 pub use options::{Durability, OnDamage, PutOptions, QueueOptions, QueueOverrides, State, StateOptions, WhenFull};
 pub use queue::archive::RetiredSegment;
+pub use queue::browse::{Browse, ItemState};
 #[cfg(feature = "async")]
 pub use queue::futures::OpenStream;
 pub use queue::futures::{GetFuture, OpenFuture, SyncedFuture};

@@ -99,8 +99,11 @@ pub enum JobError {
     #[error(transparent)]
     Get(#[from] GetError),
     /// A job could not be moved; it is where it was.
-    #[error(transparent)]
-    Move(Arc<MoveFault>),
+    #[error("a job was not moved: {reason}")]
+    NotMoved {
+        /// Why.
+        reason: String,
+    },
     /// The end of a job could not be marked; it will be started again.
     #[error(transparent)]
     Close(#[from] CloseError),
@@ -121,6 +124,18 @@ pub enum JobError {
     ReadOnly,
 }
 
+impl JobError {
+    /// A move that did not happen.
+    pub(crate) fn of_move(fault: &MoveFault) -> JobError {
+        match fault {
+            MoveFault::Put(error) => JobError::Put(error.clone()),
+            MoveFault::Sync(error) => JobError::Sync(error.clone()),
+            MoveFault::Closed => JobError::Closed,
+            fault => JobError::NotMoved { reason: fault.to_string() },
+        }
+    }
+}
+
 impl From<OpenError> for JobError {
     fn from(error: OpenError) -> JobError {
         match error {
@@ -132,11 +147,7 @@ impl From<OpenError> for JobError {
 
 impl From<MoveFault> for JobError {
     fn from(fault: MoveFault) -> JobError {
-        match fault {
-            MoveFault::Put(error) => JobError::Put(error),
-            MoveFault::Closed => JobError::Closed,
-            fault => JobError::Move(Arc::new(fault)),
-        }
+        JobError::of_move(&fault)
     }
 }
 

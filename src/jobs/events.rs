@@ -1,6 +1,11 @@
 //! What happens to jobs, as it happens: [`Event`].
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::jobs::error::JobError;
 use crate::jobs::id::JobId;
@@ -126,35 +131,121 @@ pub enum Event {
     },
 }
 
+/// Most events that wait for a listener.
+const WAITING_MAX: usize = 65_536;
+
+/// Whom events are told.
+#[derive(Debug, Default)]
+pub(crate) struct Feed {
+    listeners: Mutex<Vec<Weak<Listener>>>,
+    /// Whether there is any.
+    is_heard: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Listener {
+    waiting: Mutex<Waiting>,
+    came: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    events: VecDeque<Event>,
+    missed: u64,
+    has_ended: bool,
+}
+
+impl Feed {
+    #[inline]
+    pub(crate) fn emit(&self, event: impl FnOnce() -> Event) {
+        if self.is_heard.load(Ordering::Acquire) {
+            self.tell(&event());
+        }
+    }
+
+    #[cold]
+    fn tell(&self, event: &Event) {
+        let mut listeners = self.listeners.lock();
+        listeners.retain(|listener| {
+            let Some(listener) = listener.upgrade() else {
+                return false;
+            };
+            let mut waiting = listener.waiting.lock();
+            if waiting.events.len() >= WAITING_MAX {
+                waiting.events.pop_front();
+                waiting.missed += 1;
+            }
+            waiting.events.push_back(event.clone());
+            listener.came.notify_one();
+            true
+        });
+        self.is_heard.store(!listeners.is_empty(), Ordering::Release);
+    }
+
+    /// Those who listen to another feed listen to this one from now on.
+    pub(crate) fn adopt(&self, other: &Feed) {
+        let adopted = std::mem::take(&mut *other.listeners.lock());
+        if !adopted.is_empty() {
+            self.listeners.lock().extend(adopted);
+            self.is_heard.store(true, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn listen(&self) -> JobEvents {
+        let listener = Arc::new(Listener::default());
+        let mut listeners = self.listeners.lock();
+        listeners.push(Arc::downgrade(&listener));
+        self.is_heard.store(true, Ordering::Release);
+        JobEvents { listener }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        for listener in self.listeners.lock().iter().filter_map(Weak::upgrade) {
+            listener.waiting.lock().has_ended = true;
+            listener.came.notify_all();
+        }
+    }
+}
+
 /// Events from the moment it was asked for: [`Jobs::events`](crate::jobs::Jobs::events).
 ///
 /// Up to 65,536 events wait for a slow listener; then the oldest are dropped and counted.
 #[derive(Debug)]
-pub struct JobEvents {}
+pub struct JobEvents {
+    listener: Arc<Listener>,
+}
 
 impl JobEvents {
     /// The next event, if there is one.
     pub fn try_next(&self) -> Option<Event> {
-        unimplemented!()
+        self.listener.waiting.lock().events.pop_front()
     }
 
     /// The next event, waiting up to `timeout`.
     pub fn next_timeout(&self, timeout: Duration) -> Option<Event> {
-        let _ = timeout;
-        unimplemented!()
+        let mut waiting = self.listener.waiting.lock();
+        if waiting.events.is_empty() && !waiting.has_ended {
+            let is_there = |waiting: &mut Waiting| waiting.events.is_empty() && !waiting.has_ended;
+            self.listener.came.wait_while_for(&mut waiting, is_there, timeout);
+        }
+        waiting.events.pop_front()
     }
 
     /// How many events were dropped because nobody took them.
     pub fn missed(&self) -> u64 {
-        unimplemented!()
+        self.listener.waiting.lock().missed
     }
 }
 
 impl Iterator for JobEvents {
     type Item = Event;
 
-    /// Waits for the next event; `None` once the set is closed.
+    /// Waits for the next event; `None` once no handle, worker or runner of these jobs is left.
     fn next(&mut self) -> Option<Event> {
-        unimplemented!()
+        let mut waiting = self.listener.waiting.lock();
+        self.listener.came.wait_while(&mut waiting, |waiting| waiting.events.is_empty() && !waiting.has_ended);
+        waiting.events.pop_front()
     }
 }

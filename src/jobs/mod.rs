@@ -52,25 +52,45 @@
 //! (priorities), `mail!suspects`, `mail.dead`, `mail.done`, made when first needed. Do not put to them by other means: what is no job
 //! goes to the dead, unchanged.
 
+mod asking;
+mod backoff;
+mod ending;
+mod envelope;
 mod error;
 mod events;
 mod filter;
 mod handler;
+mod hub;
 mod id;
 mod job;
+mod keys;
 mod names;
+mod opening;
 mod order;
+mod passing;
 mod push;
+mod pushing;
+mod records;
+mod room;
+mod run;
 mod runner;
 mod stats;
 mod status;
+mod steering;
+mod team;
+mod timer;
 mod worker;
+mod working;
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+use event_listener::EventListener;
 
 pub use error::JobError;
 pub use events::{Event, JobEvents};
@@ -86,29 +106,41 @@ pub use status::{Cancelled, Cause, DeadReason, Failure, JobInfo, JobState, Outco
 pub use worker::{Shutdown, Worker, WorkerBuilder};
 
 use crate::set::QueueSet;
+use asking::Walk;
+use events::Feed;
+use hub::{Hub, Waiter};
 
 /// The jobs of a set: a cheap handle, to be cloned at will. See the [module](self).
 ///
 /// However often it is made, there is one state for all handles of a set.
 #[derive(Clone)]
-pub struct Jobs {}
+pub struct Jobs {
+    pub(crate) hub: Arc<Hub>,
+}
 
 /// How jobs are to be opened: [`Jobs::builder`].
 #[must_use = "a builder does nothing until `open`"]
 #[derive(Debug)]
-pub struct JobsBuilder {}
+pub struct JobsBuilder {
+    set: QueueSet,
+    max_delayed: u64,
+    feed: Feed,
+}
+
+const MAX_DELAYED: u64 = 1_000_000;
 
 impl JobsBuilder {
     /// Most delayed jobs of a queue, retries included in the count but never refused. Each takes some 40 bytes of memory. Default:
     /// 1,000,000.
-    pub fn max_delayed(self, most: u64) -> Self {
-        let _ = most;
-        unimplemented!()
+    pub fn max_delayed(mut self, most: u64) -> Self {
+        self.max_delayed = most;
+        self
     }
 
     /// A listener that misses nothing of the open, crashes of the last process among it.
     pub fn events(self) -> (Self, JobEvents) {
-        unimplemented!()
+        let events = self.feed.listen();
+        (self, events)
     }
 
     /// Opens the jobs of the set: finds which of them ran when the last process died, and counts that.
@@ -116,10 +148,10 @@ impl JobsBuilder {
     /// The settings are those of the first open of a set in a process.
     ///
     /// # Errors
-    /// [`JobError::ReadOnly`], [`JobError::Open`] if a queue of jobs does not open, [`JobError::Put`] or [`JobError::Move`] if a crash
+    /// [`JobError::ReadOnly`], [`JobError::Open`] if a queue of jobs does not open, [`JobError::Put`] or [`JobError::NotMoved`] if a crash
     /// could not be counted.
     pub fn open(self) -> Result<Jobs, JobError> {
-        unimplemented!()
+        Ok(Jobs { hub: opening::open(&self.set, self.max_delayed, self.feed)? })
     }
 }
 
@@ -134,13 +166,12 @@ impl Jobs {
 
     /// A builder, for what differs from the defaults.
     pub fn builder(set: &QueueSet) -> JobsBuilder {
-        let _ = set;
-        unimplemented!()
+        JobsBuilder { set: set.clone(), max_delayed: MAX_DELAYED, feed: Feed::default() }
     }
 
     /// The set.
     pub fn set(&self) -> &QueueSet {
-        unimplemented!()
+        &self.hub.set
     }
 
     /// Pushes a job as its kind's options say.
@@ -161,8 +192,7 @@ impl Jobs {
     /// # Errors
     /// As [`push`](Jobs::push); [`JobError::TooLarge`] for a key or tag.
     pub fn push_with<J: Job>(&self, job: &J, how: &Push) -> Result<Pushed, JobError> {
-        let _ = (job, how);
-        unimplemented!()
+        pushing::push(&self.hub, &pushing::parcel(&self.hub, job, how)?)
     }
 
     /// Pushes jobs of a kind, all or none, also across a crash. Those whose keys are taken are left out, as duplicates.
@@ -170,8 +200,7 @@ impl Jobs {
     /// # Errors
     /// As [`push`](Jobs::push), for all of them.
     pub fn push_all<'a, J: Job>(&self, jobs: impl IntoIterator<Item = &'a J>) -> Result<Vec<Pushed>, JobError> {
-        let _ = jobs.into_iter().count();
-        unimplemented!()
+        pushing::push_all(&self.hub, jobs)
     }
 
     /// Adds a job to a transaction. Nothing is stored yet.
@@ -180,8 +209,7 @@ impl Jobs {
     /// As [`push_with`](Jobs::push_with), for what can be known now; [`JobError::TooLarge`] for a transaction of more than 1,000 jobs
     /// or 64 MiB.
     pub fn stage<J: Job>(&self, tx: &mut Transaction, job: &J, how: &Push) -> Result<(), JobError> {
-        let _ = (tx, job, how);
-        unimplemented!()
+        pushing::stage(&self.hub, tx, pushing::parcel(&self.hub, job, how)?)
     }
 
     /// Pushes what is staged, all or none, also across a crash; the answers are in the order of the staging.
@@ -190,8 +218,7 @@ impl Jobs {
     /// As [`push`](Jobs::push). A transaction that is stored and cannot be passed on at once is passed on later, at the latest at the
     /// next open.
     pub fn commit(&self, tx: Transaction) -> Result<Vec<Pushed>, JobError> {
-        let _ = tx;
-        unimplemented!()
+        passing::commit(&self.hub, &tx)
     }
 
     /// Where a job stands. Does not depend on how many jobs there are.
@@ -214,20 +241,33 @@ impl Jobs {
     /// # fn main() {}
     /// ```
     pub fn status(&self, id: JobId) -> Status {
-        let _ = id;
-        unimplemented!()
+        self.hub.status_of(id)
     }
 
     /// All that is known of a job; `None` if it has ended and no record is kept.
     pub fn info(&self, id: JobId) -> Option<JobInfo> {
-        let _ = id;
-        unimplemented!()
+        self.hub.info_of(id)
     }
 
     /// Waits up to `timeout` until a job has ended; `None`: it has not.
     pub fn wait(&self, id: JobId, timeout: Duration) -> Option<Outcome> {
-        let _ = (id, timeout);
-        unimplemented!()
+        use event_listener::Listener;
+        let waiter = self.hub.waiter(id);
+        let begun = self.hub.set.now();
+        let outcome = loop {
+            let listener = waiter.ended.listen();
+            if let Some(outcome) = waiter.outcome.lock().clone().or_else(|| self.hub.outcome_of(id)) {
+                // What it was told says more than what is kept.
+                break Some(waiter.outcome.lock().clone().unwrap_or(outcome));
+            }
+            let passed = self.hub.set.now().duration_since(begun).unwrap_or_default();
+            let left = timeout.saturating_sub(passed);
+            if left.is_zero() || listener.wait_timeout(left).is_none() {
+                break waiter.outcome.lock().clone();
+            }
+        };
+        self.hub.leave_waiter(id, &waiter);
+        outcome
     }
 
     /// Waits until a job has ended.
@@ -235,8 +275,7 @@ impl Jobs {
     /// # Cancel safety
     /// It may be dropped and asked for anew at any moment; asked for anew after the end it knows what is kept.
     pub fn wait_async(&self, id: JobId) -> WaitFuture<'_> {
-        let _ = id;
-        unimplemented!()
+        WaitFuture { jobs: self, id, waiter: self.hub.waiter(id), listener: None }
     }
 
     /// Takes a job that waits out of its queue; tells the handler of one that runs. It is not started again in either case.
@@ -244,8 +283,7 @@ impl Jobs {
     /// # Errors
     /// If the end could not be stored: the job is where it was.
     pub fn cancel(&self, id: JobId) -> Result<Cancelled, JobError> {
-        let _ = id;
-        unimplemented!()
+        self.hub.cancel(id)
     }
 
     /// Makes a scheduled, snoozed or retrying job due now. `false`: it is not one of these.
@@ -253,15 +291,13 @@ impl Jobs {
     /// # Errors
     /// If that could not be stored: the job is where it was.
     pub fn promote(&self, id: JobId) -> Result<bool, JobError> {
-        let _ = id;
-        unimplemented!()
+        self.hub.promote(id)
     }
 
     /// The jobs that a filter means: queue by queue, in each those that wait or run in the order of their ids, then the dead, then
     /// the records. Reads what it passes: for looking, not for polling.
     pub fn list(&self, filter: &Filter) -> JobIter<'_> {
-        let _ = filter;
-        unimplemented!()
+        JobIter { jobs: self, walk: Walk::new(&self.hub, filter) }
     }
 
     /// Lets dead jobs wait again, before the fresh ones of their priority. They keep their ids and bytes; attempts and crashes begin
@@ -270,8 +306,7 @@ impl Jobs {
     /// # Errors
     /// [`JobError::EmptyFilter`]; else what stopped it, with the jobs before that moved.
     pub fn requeue_dead(&self, filter: &Filter) -> Result<u64, JobError> {
-        let _ = filter;
-        unimplemented!()
+        self.hub.requeue_dead(filter)
     }
 
     /// Removes dead jobs for good. Returns how many.
@@ -279,8 +314,7 @@ impl Jobs {
     /// # Errors
     /// As [`requeue_dead`](Jobs::requeue_dead).
     pub fn purge_dead(&self, filter: &Filter) -> Result<u64, JobError> {
-        let _ = filter;
-        unimplemented!()
+        self.hub.purge_dead(filter)
     }
 
     /// Starts no more jobs of a queue until [`resume`](Jobs::resume), also after a restart. Pushes go on; so do jobs that run.
@@ -288,8 +322,7 @@ impl Jobs {
     /// # Errors
     /// [`JobError::QueueName`]; what storing it answers.
     pub fn pause(&self, queue: &str) -> Result<(), JobError> {
-        let _ = queue;
-        unimplemented!()
+        self.hub.pause(queue)
     }
 
     /// Ends a [`pause`](Jobs::pause).
@@ -297,34 +330,34 @@ impl Jobs {
     /// # Errors
     /// As `pause`.
     pub fn resume(&self, queue: &str) -> Result<(), JobError> {
-        let _ = queue;
-        unimplemented!()
+        self.hub.resume(queue)
     }
 
     /// Whether a queue is paused.
     pub fn is_paused(&self, queue: &str) -> bool {
-        let _ = queue;
-        unimplemented!()
+        self.hub.room(queue).is_some_and(|room| room.paused.load(Ordering::Acquire))
     }
 
     /// The names of the job queues, sorted.
     pub fn queues(&self) -> Vec<String> {
-        unimplemented!()
+        self.hub.rooms().iter().map(|room| room.name.to_string()).collect()
     }
 
     /// Counters and gauges.
     pub fn stats(&self) -> JobStats {
-        unimplemented!()
+        let queues = self.hub.rooms().iter().map(|room| (room.name.to_string(), room.stats())).collect();
+        let workers = self.hub.teams.lock().iter().filter(|team| team.strong_count() > 0).count();
+        JobStats { queues, workers }
     }
 
     /// What happens to jobs from now on.
     pub fn events(&self) -> JobEvents {
-        unimplemented!()
+        self.hub.feed.listen()
     }
 
     /// A worker, to be told what it does.
     pub fn worker(&self) -> WorkerBuilder {
-        unimplemented!()
+        WorkerBuilder::new(self.clone())
     }
 }
 
@@ -336,31 +369,64 @@ impl fmt::Debug for Jobs {
 
 /// Waits until a job has ended: [`Jobs::wait_async`].
 #[must_use = "futures do nothing unless polled"]
-#[derive(Debug)]
 pub struct WaitFuture<'a> {
-    #[expect(dead_code, reason = "skeleton")]
     jobs: &'a Jobs,
+    id: JobId,
+    waiter: Arc<Waiter>,
+    listener: Option<EventListener>,
 }
 
 impl Future for WaitFuture<'_> {
     type Output = Outcome;
 
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Outcome> {
-        unimplemented!()
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        loop {
+            let told = self.waiter.outcome.lock().clone();
+            if let Some(outcome) = told.or_else(|| self.jobs.hub.outcome_of(self.id)) {
+                let told = self.waiter.outcome.lock().clone();
+                return Poll::Ready(told.unwrap_or(outcome));
+            }
+            match &mut self.listener {
+                // Listen, then look again.
+                None => self.listener = Some(self.waiter.ended.listen()),
+                Some(listener) => match Pin::new(listener).poll(cx) {
+                    Poll::Ready(()) => self.listener = None,
+                    Poll::Pending => return Poll::Pending,
+                },
+            }
+        }
+    }
+}
+
+impl Drop for WaitFuture<'_> {
+    fn drop(&mut self) {
+        self.jobs.hub.leave_waiter(self.id, &self.waiter);
+    }
+}
+
+impl fmt::Debug for WaitFuture<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaitFuture").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
 /// Jobs, one after the other: [`Jobs::list`].
-#[derive(Debug)]
 pub struct JobIter<'a> {
-    #[expect(dead_code, reason = "skeleton")]
     jobs: &'a Jobs,
+    walk: Walk,
 }
 
 impl Iterator for JobIter<'_> {
     type Item = Result<JobInfo, JobError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        unimplemented!()
+        let found = self.walk.next(&self.jobs.hub)?;
+        Some(found.map(|(info, _)| info))
+    }
+}
+
+impl fmt::Debug for JobIter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobIter").finish_non_exhaustive()
     }
 }

@@ -1,7 +1,9 @@
 //! What a push says beside the value: [`Push`]; several as one act: [`Transaction`].
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use crate::jobs::error::JobError;
 use crate::jobs::id::JobId;
 use crate::jobs::job::Priority;
 use crate::options::Durability;
@@ -149,11 +151,24 @@ pub struct Pushed {
 ///
 /// They may go to different queues. Up to 1,000 jobs of 64 MiB in all. Keys are looked at when they are pushed; a job whose key
 /// is taken then is left out.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Transaction {
+    /// Envelopes, as they are put into the outbox.
     pub(crate) staged: Vec<Vec<u8>>,
     pub(crate) bytes: usize,
     pub(crate) output: Option<Vec<u8>>,
+}
+
+const STAGED_MAX: usize = 1000;
+const BYTES_MAX: usize = 64 << 20;
+
+impl fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction")
+            .field("jobs", &self.staged.len())
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Transaction {
@@ -170,6 +185,16 @@ impl Transaction {
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.staged.is_empty()
+    }
+
+    pub(crate) fn check(&self) -> Result<(), JobError> {
+        if self.staged.len() > STAGED_MAX {
+            return Err(JobError::TooLarge { what: "jobs of a transaction", len: self.staged.len(), max: STAGED_MAX });
+        }
+        if self.bytes > BYTES_MAX {
+            return Err(JobError::TooLarge { what: "transaction", len: self.bytes, max: BYTES_MAX });
+        }
+        Ok(())
     }
 
     /// The result of the job that finishes with this, as [`Done::Output`](crate::jobs::Done::Output).

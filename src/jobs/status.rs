@@ -216,7 +216,7 @@ pub struct JobInfo {
 }
 
 /// How a job ended: [`Jobs::wait`](crate::jobs::Jobs::wait).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
     /// Well, with what the handler gave as [`Done::Output`](crate::jobs::Done::Output); empty if it gave none.
@@ -236,6 +236,22 @@ pub enum Outcome {
     Finished,
     /// No job ever had this id.
     Unknown,
+}
+
+impl fmt::Debug for Outcome {
+    /// Without the bytes of an output.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Done(output) => write!(f, "Done({} bytes)", output.len()),
+            Outcome::Dead { reason, error } => {
+                f.debug_struct("Dead").field("reason", reason).field("error", error).finish()
+            }
+            Outcome::Discarded => f.write_str("Discarded"),
+            Outcome::Cancelled => f.write_str("Cancelled"),
+            Outcome::Finished => f.write_str("Finished"),
+            Outcome::Unknown => f.write_str("Unknown"),
+        }
+    }
 }
 
 /// What [`Jobs::cancel`](crate::jobs::Jobs::cancel) did.

@@ -10,6 +10,7 @@
 
 pub(crate) mod all;
 pub(crate) mod commit;
+pub(crate) mod find;
 pub(crate) mod front;
 pub(crate) mod holes;
 pub(crate) mod lane;

@@ -13,7 +13,7 @@ use crate::ids::{NEVER_MS, Place};
 use crate::journal::lane::{self, Lane};
 use crate::journal::progress::Progress;
 use crate::planted::{self, Bug};
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, fence};
 
 pub(crate) const LEN_MIN: u32 = 64 << 10;
 pub(crate) const LEN_MAX: u32 = 1 << 30;
@@ -37,6 +37,8 @@ pub(crate) struct Segment {
     pub(crate) marks_unsynced: AtomicBool,
     /// The clock tick at which the file was last seen whole.
     checked_ms: AtomicU64,
+    /// Where some of the frames begin, by ordinal: for who looks for one.
+    pub(super) marks: Mutex<Vec<(u32, u32)>>,
 }
 
 impl Segment {
@@ -70,6 +72,7 @@ impl Segment {
             synced_to: AtomicU32::new(0),
             marks_unsynced: AtomicBool::new(false),
             checked_ms: AtomicU64::new(0),
+            marks: Mutex::new(Vec::new()),
         }
     }
 

@@ -25,16 +25,23 @@ use crate::sync::Ordering;
 
 /// What a move puts in the place of an item.
 pub(crate) struct Successor<'a> {
-    pub(crate) payload: &'a [u8],
-    /// Bytes of a note before the payload.
+    /// One, or a batch.
+    pub(crate) payloads: &'a [&'a [u8]],
+    /// Bytes of a note before the one payload.
     pub(crate) note_len: usize,
     pub(crate) starts: u32,
     pub(crate) options: PutOptions,
 }
 
+/// The ids of what a move put.
+pub(crate) struct NewIds {
+    pub(crate) all: Vec<ItemId>,
+    pub(crate) last: ItemId,
+}
+
 /// The new item is stored, as durably as it must be.
 struct Put<'a> {
-    id: ItemId,
+    ids: NewIds,
     running: Option<Running<'a>>,
     /// What a waker did, to be passed on at the end.
     panicked: Option<Box<dyn Any + Send>>,
@@ -85,7 +92,7 @@ impl Core {
         into: &Core,
         successor: &Successor<'_>,
         room: Room,
-    ) -> Result<ItemId, MoveFault> {
+    ) -> Result<NewIds, MoveFault> {
         if self.is_forked() {
             return Err(MoveFault::Forked);
         }
@@ -117,12 +124,12 @@ impl Core {
             self.mark_moved(id, serial, old.as_ref());
         }
         match self.put_successor(id, into, successor, room) {
-            Ok(Put { id: new_id, running, panicked }) => {
+            Ok(Put { ids, running, panicked }) => {
                 if !self.mark_moved(id, serial, old.as_ref()) {
                     // The new item alone tells of it: it must stay to be found.
                     into.keep_all();
                     self.shared.unmarked.store(true, Ordering::Release);
-                } else if into.journal.cleared() >= new_id.get() {
+                } else if into.journal.cleared() >= ids.last.get() {
                     // Perhaps before the device had it: no sync covers what is cleared, so the old one's mark alone tells. A
                     // failure is latched, and told to who asks next.
                     self.marks_durable();
@@ -132,7 +139,7 @@ impl Core {
                 if let Some(panicked) = panicked {
                     resume_unwind(panicked);
                 }
-                Ok(new_id)
+                Ok(ids)
             }
             Err(fault) => {
                 self.resume_lease(id, serial, due_ms);
@@ -156,16 +163,16 @@ impl Core {
         }
         let moved =
             Moved { origin: (self.journal.queue_id(), id), starts: successor.starts, noted: successor.note_len > 0 };
-        let new = New { payloads: &[successor.payload], moved: Some(moved), note_len: successor.note_len };
-        let mut ids = Vec::new();
+        let new = New { payloads: successor.payloads, moved: Some(moved), note_len: successor.note_len };
+        let mut ids = Vec::with_capacity(successor.payloads.len());
         let put = catch_unwind(AssertUnwindSafe(|| into.put(new, &options, room, false, &mut ids)));
-        match (put, ids.first()) {
-            (Ok(put), _) => Ok(Put { id: put?, running, panicked: None }),
+        match (put, ids.last().copied()) {
+            (Ok(put), _) => Ok(Put { ids: NewIds { last: put?, all: ids }, running, panicked: None }),
             // A waker panicked, and the new item is there all the same: once it is durable, the old one must not stay.
-            (Err(panicked), Some(&id))
+            (Err(panicked), Some(last))
                 if matches!(catch_unwind(AssertUnwindSafe(|| into.sync_round())), Ok(Ok(()))) =>
             {
-                Ok(Put { id, running, panicked: Some(panicked) })
+                Ok(Put { ids: NewIds { all: ids, last }, running, panicked: Some(panicked) })
             }
             (Err(panicked), _) => resume_unwind(panicked),
         }
@@ -242,14 +249,14 @@ impl Core {
         };
         let bytes = letters::write(&self.name, reason, payload);
         let successor = Successor {
-            payload: &bytes,
+            payloads: &[&bytes],
             note_len: bytes.len() - payload.len(),
             starts: starts.unwrap_or(0).min(crate::journal::lane::STARTS_MAX.into()),
             options: PutOptions::new().flags(flags),
         };
         let moved = self.close_into(id, serial, &into, &successor, Room::Within(Patience::None))?;
         self.reader.lock().counts.dead_lettered += 1;
-        Ok(moved)
+        Ok(moved.last)
     }
 
     fn dead_letters(&self) -> Result<Arc<Core>, MoveFault> {

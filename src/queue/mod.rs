@@ -2,6 +2,7 @@
 
 pub(crate) mod all;
 pub(crate) mod archive;
+pub(crate) mod browse;
 pub(crate) mod core;
 pub(crate) mod futures;
 pub(crate) mod handoff;

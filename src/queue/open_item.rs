@@ -158,12 +158,62 @@ impl OpenItem {
         if let Err(refused) = self.core.shared.states.may_put() {
             return Err(MoveError::new(self, refused.into()));
         }
-        let successor = Successor { payload: payload.as_ref(), note_len: 0, starts: 0, options: options.clone() };
+        let payloads = [payload.as_ref()];
+        let successor = Successor { payloads: &payloads, note_len: 0, starts: 0, options: options.clone() };
         let room = Room::Within(Patience::None);
         match self.core.close_into(self.id_number(), self.serial, &into.core, &successor, room) {
-            Ok(id) => {
+            Ok(ids) => {
                 self.item = None;
-                Ok(id)
+                Ok(ids.last)
+            }
+            Err(fault) => Err(MoveError::new(self, fault)),
+        }
+    }
+
+    /// As [`close_into`](OpenItem::close_into), with several items in the place of one: all of them, next to each other, or none,
+    /// as by [`Queue::put_batch`]. With no payload this closes the item.
+    ///
+    /// # Errors
+    /// As `close_into`.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// let (pages, links) = (set.queue("pages")?, set.queue("links")?);
+    /// pages.put("a page with two links")?;
+    /// assert_eq!(pages.open()?.close_into_batch(&links, ["one", "two"])?.len(), 2);
+    /// assert_eq!((pages.len(), links.len()), (0, 2));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn close_into_batch<I>(mut self, into: &Queue, payloads: I) -> Result<Vec<ItemId>, MoveError>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        if let Err(refused) = self.core.shared.states.may_put() {
+            return Err(MoveError::new(self, refused.into()));
+        }
+        let items: Vec<I::Item> = payloads.into_iter().collect();
+        let payloads: Vec<&[u8]> = items.iter().map(AsRef::as_ref).collect();
+        let (id, serial) = (self.id_number(), self.serial);
+        if payloads.is_empty() {
+            return match self.core.close_item(id, serial) {
+                Ok(true) => {
+                    self.item = None;
+                    Ok(Vec::new())
+                }
+                Ok(false) => Err(MoveError::new(self, MoveFault::LeaseEnded)),
+                Err(error) => Err(MoveError::new(self, error.into())),
+            };
+        }
+        let successor = Successor { payloads: &payloads, note_len: 0, starts: 0, options: PutOptions::new() };
+        let room = Room::Within(Patience::None);
+        match self.core.close_into(id, serial, &into.core, &successor, room) {
+            Ok(ids) => {
+                self.item = None;
+                Ok(ids.all)
             }
             Err(fault) => Err(MoveError::new(self, fault)),
         }
@@ -235,6 +285,14 @@ impl OpenItem {
     pub fn abort_after(mut self, delay: Duration) {
         if let Some(item) = self.item.take() {
             self.core.abort_item_after(item.id, self.serial, delay);
+        }
+    }
+
+    /// Gives the item back as [`abort_after`](OpenItem::abort_after) does, and this start does not count: for who finds that it is
+    /// not the one to do it. A delay of zero is none.
+    pub fn give_back(mut self, delay: Duration) {
+        if let Some(item) = self.item.take() {
+            self.core.give_back_uncounted(item.id, self.serial, delay);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::queue::put::due_ms;
 use crate::reader::leases::ENDLESS;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Held, Reader, TakeError, Taken};
-use crate::sync::Ordering;
+use crate::sync::{MutexGuard, Ordering};
 use crate::upkeep::Chore;
 
 /// Whether a taken item is done at once or held open.
@@ -24,6 +24,8 @@ use crate::upkeep::Chore;
 pub(crate) enum Mode {
     Get,
     Open,
+    /// Held open by who does something about the item, not with it: no start.
+    Pick,
 }
 
 /// What a consumer is given; `serial` names the opening.
@@ -107,62 +109,76 @@ impl Core {
             if let Some(ticket) = ticket.take() {
                 reader.line.leave(ticket);
             }
-            let before = match taken.segment.lane(taken.place.ordinal) {
-                Ok(lane) => lane.unwrap_or(Lane::Waiting { starts: 0 }),
-                Err(error) => {
-                    let place = taken.place;
-                    reader.return_waiting(place);
-                    drop(reader);
-                    return Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error }));
-                }
-            };
-            let starts = u32::from(before.starts()) + 1;
-            reader.counts.last_age_ms = rules.now_ms.saturating_sub(taken.place.put_ms);
-            reader.counts.get_hits += 1;
-            reader.counts.redelivered += u64::from(starts > 1);
-            let mut wakes = Wakes::default();
-            reader.room(&mut wakes);
-            let mut serial = 0;
-            if mode == Mode::Open {
-                reader.counts.transactions += 1;
-                serial = reader.hold(taken.place, starts, rules.now_ms);
-                let lease_ms = self.lease_ms.load(Ordering::Relaxed);
-                if lease_ms != ENDLESS {
-                    self.begin_lease(&mut reader, taken.place.id, serial, lease_ms);
-                }
-                let lane = Lane::InFlight { starts: u8::try_from(starts).unwrap_or(u8::MAX) };
-                // A start that cannot be counted is still a start; the close will tell of the medium.
-                if !planted::is(Bug::StartNotMarked) {
-                    let _ = taken.segment.mark(taken.place.ordinal, lane);
-                }
+            if let Some(given) = self.hand_out(reader, &taken, rules.now_ms, mode)? {
+                return Ok(Took::Item(given));
             }
-            let finds = reader.finds();
-            drop(reader);
-            wakes.wake();
-            self.ring_for(finds);
+        }
+    }
 
-            // The payload is copied without the lock: the segment cannot be freed while it is in hand.
-            match self.journal.read(&taken.segment, &taken.place) {
-                Ok(Some(payload)) => {
-                    let place = taken.place;
-                    if mode == Mode::Get {
-                        self.finish(&taken.segment, &place)
-                            .map_err(|error| self.undo(&taken, mode, serial, before, Some(error)))?;
-                    }
-                    let item = item_of(&taken.segment, &place, payload, starts);
-                    return Ok(Took::Item(Given { item, serial }));
-                }
-                Ok(None) if self.shared.salvage => {
-                    let mut reader = self.reader.lock();
-                    reader.release(taken.place.id, serial);
-                    reader.counts.damaged += 1;
-                    reader.counts.get_hits -= 1;
-                    drop(reader);
-                    let _ = self.finish(&taken.segment, &taken.place);
-                }
-                Ok(None) => return Err(self.undo(&taken, mode, serial, before, None)),
-                Err(error) => return Err(self.undo(&taken, mode, serial, before, Some(error))),
+    /// Gives a consumer what was taken out of the waiting items. `None`: it is damaged and was given up.
+    #[inline]
+    pub(super) fn hand_out(
+        &self,
+        mut reader: MutexGuard<'_, Reader>,
+        taken: &Taken,
+        now_ms: u64,
+        mode: Mode,
+    ) -> Result<Option<Given>, GetError> {
+        let place = taken.place;
+        let before = match taken.segment.lane(place.ordinal) {
+            Ok(lane) => lane.unwrap_or(Lane::Waiting { starts: 0 }),
+            Err(error) => {
+                reader.return_waiting(place);
+                drop(reader);
+                return Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error }));
             }
+        };
+        let starts = u32::from(before.starts()) + u32::from(mode != Mode::Pick);
+        reader.counts.last_age_ms = now_ms.saturating_sub(place.put_ms);
+        reader.counts.get_hits += 1;
+        reader.counts.redelivered += u64::from(starts > 1 && mode != Mode::Pick);
+        let mut wakes = Wakes::default();
+        reader.room(&mut wakes);
+        let mut serial = 0;
+        if mode != Mode::Get {
+            reader.counts.transactions += 1;
+            serial = reader.hold(place, starts, now_ms);
+            let lease_ms = self.lease_ms.load(Ordering::Relaxed);
+            if lease_ms != ENDLESS {
+                self.begin_lease(&mut reader, place.id, serial, lease_ms);
+            }
+            let lane = Lane::InFlight { starts: u8::try_from(starts).unwrap_or(u8::MAX) };
+            // A start that cannot be counted is still a start; the close will tell of the medium.
+            if mode == Mode::Open && !planted::is(Bug::StartNotMarked) {
+                let _ = taken.segment.mark(place.ordinal, lane);
+            }
+        }
+        let finds = reader.finds();
+        drop(reader);
+        wakes.wake();
+        self.ring_for(finds);
+
+        // The payload is copied without the lock: the segment cannot be freed while it is in hand.
+        match self.journal.read(&taken.segment, &place) {
+            Ok(Some(payload)) => {
+                if mode == Mode::Get {
+                    self.finish(&taken.segment, &place)
+                        .map_err(|error| self.undo(taken, mode, serial, before, Some(error)))?;
+                }
+                let item = item_of(&taken.segment, &place, payload, starts);
+                Ok(Some(Given { item, serial }))
+            }
+            Ok(None) if self.shared.salvage => {
+                let mut reader = self.reader.lock();
+                reader.release(place.id, serial);
+                reader.counts.damaged += 1;
+                reader.counts.get_hits -= 1;
+                drop(reader);
+                let _ = self.finish(&taken.segment, &place);
+                Ok(None)
+            }
+            Ok(None) => Err(self.undo(taken, mode, serial, before, None)),
+            Err(error) => Err(self.undo(taken, mode, serial, before, Some(error))),
         }
     }
 
@@ -366,6 +382,15 @@ impl Core {
 
     /// The same, and the item waits for `delay` before it waits for a consumer.
     pub(crate) fn abort_item_after(&self, id: u64, serial: u64, delay: Duration) -> bool {
+        self.end_opening(id, serial, delay, true)
+    }
+
+    /// The same, as if it had not been opened.
+    pub(crate) fn give_back_uncounted(&self, id: u64, serial: u64, delay: Duration) -> bool {
+        self.end_opening(id, serial, delay, false)
+    }
+
+    fn end_opening(&self, id: u64, serial: u64, delay: Duration, counts: bool) -> bool {
         if self.is_forked() {
             return false;
         }
@@ -373,9 +398,12 @@ impl Core {
         if reader.closed {
             return false;
         }
-        let Some(held) = reader.release(id, serial) else {
+        let Some(mut held) = reader.release(id, serial) else {
             return false;
         };
+        if !counts {
+            held.starts = held.starts.saturating_sub(1);
+        }
         reader.counts.aborts += 1;
         let mut wakes = Wakes::default();
         let due_ms = if delay.is_zero() { 0 } else { due_ms(delay, &self.shared.clock) };

@@ -60,6 +60,22 @@ impl Deferred {
         !self.ripe.is_empty()
     }
 
+    /// Takes one out. Looks through all of them.
+    pub(super) fn remove(&mut self, id: u64) -> bool {
+        if let Some(at) = self.ripe.iter().position(|(ripe, _)| *ripe == id) {
+            self.ripe.remove(at);
+            return true;
+        }
+        let Some(len) =
+            self.heap.iter().find(|Reverse((_, found, _))| *found == id).map(|Reverse((.., at))| at.payload_len)
+        else {
+            return false;
+        };
+        self.bytes -= u64::from(len);
+        self.heap.retain(|Reverse((_, found, _))| *found != id);
+        true
+    }
+
     pub(super) fn ripe(&self) -> Option<(u64, At)> {
         self.ripe.front().copied()
     }

@@ -14,9 +14,10 @@
 
 pub(crate) mod deferred;
 pub(crate) mod leases;
+mod pluck;
 pub(crate) mod waiters;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::sync::Arc;
@@ -125,6 +126,8 @@ pub(crate) struct Reader {
     expiring: u64,
     next_expiry_ms: u64,
     aborted: BTreeMap<u64, Place>,
+    /// Items that were taken out of their turn before the cursor has reached them.
+    ahead: BTreeSet<u64>,
     cursor: Cursor,
     /// The last id that the cursor has passed.
     read_id: u64,
@@ -227,6 +230,7 @@ impl Reader {
             expiring: 0,
             next_expiry_ms: NEVER_MS,
             aborted: BTreeMap::new(),
+            ahead: BTreeSet::new(),
             cursor,
             read_id,
             shown_id: last_id,
@@ -531,10 +535,15 @@ impl Reader {
         }
         let place = self.ring.pop_front();
         if let Some(place) = &place {
-            self.ring_bytes -= u64::from(place.payload_len);
-            self.expiring -= u64::from(place.expiry_ms != NEVER_MS);
+            self.pop_from_ring(place);
         }
         Ok(place)
+    }
+
+    /// Reckons with a place that has left the ring.
+    fn pop_from_ring(&mut self, place: &Place) {
+        self.ring_bytes -= u64::from(place.payload_len);
+        self.expiring -= u64::from(place.expiry_ms != NEVER_MS);
     }
 
     /// The first item whose delay has ended.
@@ -672,11 +681,13 @@ impl Reader {
         }
         let next = Cursor { offset: next, ordinal: at.ordinal + 1, ..at };
         let lane = segment.lane(at.ordinal).map_err(io)?;
-        if lane == Some(Lane::Done) {
+        if lane == Some(Lane::Done) || (!self.ahead.is_empty() && self.ahead.contains(&id)) {
+            self.ahead.remove(&id);
             self.pass(id, &frame, next);
             return Ok(true);
         }
-        if frame.due_ms > rules.now_ms && frame.due_ms > rules.clock.exact_ms() {
+        // Also where it is due by now: among those that are, the time at which they became it decides.
+        if frame.due_ms != 0 {
             let at = deferred::At { segment: at.segment, offset: at.offset, payload_len: frame.payload_len };
             self.deferred.push(frame.due_ms, id, at);
             self.pass(id, &frame, next);
@@ -1005,6 +1016,7 @@ impl Reader {
         (self.passed_deferred, self.passed_deferred_bytes) = (0, 0);
         self.ring.clear();
         self.aborted.clear();
+        self.ahead.clear();
         (self.ring_bytes, self.expiring, self.next_expiry_ms) = (0, 0, NEVER_MS);
         let last_id = self.front.appended();
         self.front.show(last_id);

@@ -14,12 +14,13 @@ mod alias;
 
 pub use alias::Alias;
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::clock::Clock;
 use crate::disk::{self, Disk, EntryKind, File, ForkGuard};
@@ -28,6 +29,7 @@ use crate::format::alias::Aliases;
 use crate::format::header;
 use crate::format::meta::{self, QueueMeta, SetMeta};
 use crate::format::{Fault, VERSION, name};
+use crate::item;
 use crate::journal::moves::{Moves, Route};
 use crate::journal::pool::Pool;
 use crate::journal::recovery::{Outcome, Recovery, Wishes};
@@ -102,6 +104,8 @@ struct Inner {
     creates: AtomicU64,
     deletes: AtomicU64,
     expires: AtomicU64,
+    /// What layers above keep of this set.
+    attached: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 /// A queue's entry.
@@ -345,6 +349,7 @@ impl QueueSetBuilder {
                 creates: AtomicU64::new(0),
                 deletes: AtomicU64::new(0),
                 expires: AtomicU64::new(0),
+                attached: Mutex::new(Vec::new()),
             }),
         };
         let inner: Weak<Inner> = Arc::downgrade(&set.inner);
@@ -717,6 +722,46 @@ impl QueueSet {
             stats.bytes += reader.bytes();
         }
         stats
+    }
+
+    /// The time as the set's items see it: the wall clock when the set was opened, never before its newest put, and what has passed
+    /// since. It never goes back; a clock that is set meanwhile does not move it.
+    pub fn now(&self) -> SystemTime {
+        item::at(self.inner.shared.clock.exact_ms())
+    }
+
+    /// The time that the wall clock shows now, whatever it has shown before.
+    pub fn wall_clock(&self) -> SystemTime {
+        item::at(self.inner.shared.disk.wall_ms())
+    }
+
+    /// What a layer above keeps of this set, one of each type: made at the first call, the same for all handles from then on, and
+    /// dropped with the last of them. It must not hold a handle of the set or of its queues, or the set stays open.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// set.attached(|| AtomicU64::new(7)).fetch_add(1, Ordering::Relaxed);
+    /// assert_eq!(set.clone().attached(|| AtomicU64::new(0)).load(Ordering::Relaxed), 8);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn attached<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let find = |attached: &[Arc<dyn Any + Send + Sync>]| {
+            attached.iter().find_map(|any| Arc::clone(any).downcast::<T>().ok())
+        };
+        if let Some(found) = find(&self.inner.attached.lock()) {
+            return found;
+        }
+        // The caller's code runs without the lock; of two that are made at once the first is kept.
+        let made = Arc::new(make());
+        let mut attached = self.inner.attached.lock();
+        find(&attached).unwrap_or_else(|| {
+            attached.push(Arc::clone(&made) as Arc<dyn Any + Send + Sync>);
+            made
+        })
     }
 
     /// Closes the set for all its handles: wakes everybody who waits (with `Closed`), makes all durable, ends the background

@@ -154,6 +154,23 @@ fn k141_s39_a_delayed_item_is_not_there_before_its_time_and_then_before_what_cam
 }
 
 #[test]
+fn delayed_items_come_by_due_time_also_if_nobody_looked_before_all_were_due() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    for ms in [300, 100, 200, 100] {
+        queue.put_with(format!("{ms}"), &delayed(ms)).expect("room");
+    }
+    let after = disk.kill();
+    for (disk, queue) in [(disk, queue), (after.clone(), set_of(&after).queue("q").expect("opens"))] {
+        disk.advance_ms(1000);
+        for wanted in [Some("100"), Some("100"), Some("200"), Some("300"), None] {
+            assert_eq!(next(&queue).as_deref(), wanted);
+        }
+    }
+}
+
+#[test]
 fn k142_a_clock_that_is_set_back_lengthens_no_delay() {
     let disk = SimDisk::new(1);
     let set = set_of(&disk);

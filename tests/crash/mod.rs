@@ -9,6 +9,7 @@ mod exact;
 mod faults;
 mod flips;
 mod handoffs;
+mod looking;
 mod model;
 mod oracle;
 mod planted;

@@ -285,8 +285,8 @@ const BUGS_OF_SETS: &[Bug] = &[
     Bug(
         "cleared in the middle of a move",
         "queue/handoff.rs",
-        "} else if into.journal.cleared() >= new_id.get() {",
-        "} else if !PLANTED && into.journal.cleared() >= new_id.get() {",
+        "} else if into.journal.cleared() >= ids.last.get() {",
+        "} else if !PLANTED && into.journal.cleared() >= ids.last.get() {",
     ),
     Bug(
         "extended in vain",
