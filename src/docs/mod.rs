@@ -1,4 +1,4 @@
-//! The long pages: [`architecture`], [`format`](mod@format), [`durability`], [`reliability`].
+//! The long pages: [`architecture`], [`format`](mod@format), [`durability`], [`reliability`], and `jobs` with its feature.
 
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
@@ -11,3 +11,8 @@ pub mod durability {}
 
 #[doc = include_str!("reliability.md")]
 pub mod reliability {}
+
+#[cfg(feature = "jobs")]
+#[cfg_attr(docsrs, doc(cfg(feature = "jobs")))]
+#[doc = include_str!("jobs.md")]
+pub mod jobs {}
