@@ -411,11 +411,15 @@ impl Core {
 
     /// Calls consumers for what has become due.
     pub(crate) fn ripen(&self) {
-        if self.is_forked() || self.shared.settling.load(Ordering::Acquire) {
+        if self.is_forked() {
             return;
         }
         // From now on a put rings again; the tail parts those that are seen below from those that see this.
         self.due_ms.store(u64::MAX, Ordering::Release);
+        if self.shared.settling.load(Ordering::Acquire) {
+            // To look ahead would read items that are about to be found elsewhere.
+            return self.ring_due(self.shared.clock.exact_ms() + 10);
+        }
         drop(self.journal.tail.lock());
         let mut wakes = Wakes::default();
         let mut reader = self.reader.lock();
@@ -428,7 +432,7 @@ impl Core {
         drop(reader);
         wakes.wake();
         self.ring_for(finds);
-        if next_ms == Some(0) {
+        if next_ms == Some(0) && self.journal.commit.failure().is_none() {
             // It waits for the device; nobody tells when that has answered.
             self.ring_due(self.shared.clock.exact_ms() + 10);
         }
