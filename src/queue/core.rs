@@ -452,8 +452,10 @@ impl Core {
     /// Asks to be looked at when a delay has ended.
     pub(super) fn ring_due(&self, due_ms: u64) {
         if self.due_ms.load(Ordering::Relaxed) > due_ms && self.due_ms.fetch_min(due_ms, Ordering::AcqRel) > due_ms {
+            // Told as a moment: the thread may hear of it late.
             let after_ms = due_ms.saturating_sub(self.shared.clock.exact_ms());
-            self.shared.upkeep.ring(Chore::Ripen(self.me.clone(), after_ms));
+            let at_ms = self.shared.disk.mono_exact_ms().saturating_add(after_ms);
+            self.shared.upkeep.ring(Chore::Ripen(self.me.clone(), at_ms));
         }
     }
 
