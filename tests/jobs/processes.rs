@@ -98,7 +98,7 @@ fn child_entry() {
                 "dropped" => drop(worker),
                 _ => std::mem::forget(worker),
             }
-            say("running");
+            say("<at work>");
             loop {
                 std::thread::park();
             }
@@ -110,7 +110,7 @@ fn child_entry() {
             std::thread::sleep(200 * MS);
             let before = switches();
             std::thread::sleep(2 * SEC);
-            say(&format!("switches {};", switches() - before));
+            say(&format!("<switches {};", switches() - before));
             std::process::exit(0);
         }
         other => panic!("{other}"),
@@ -208,7 +208,7 @@ fn killed(what: &str) -> (Jobs, JobId, tempfile::TempDir) {
         id
     };
     let mut child = child(what, dir.path());
-    hear(&mut child, "running");
+    hear(&mut child, "<at work>");
     child.kill().expect("killed");
     child.wait().expect("gone");
     (open(dir.path()), id, dir)
@@ -253,7 +253,7 @@ fn j18_after_quiet_a_sigkill_counts_nothing() {
 fn j07_threads_that_wait_for_a_delayed_job_do_not_poll() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut child = child("idle", dir.path());
-    hear(&mut child, "switches ");
+    hear(&mut child, "<switches ");
     let mut rest = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut rest).expect("heard");
     child.wait().expect("ends");
