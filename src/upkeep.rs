@@ -28,7 +28,7 @@ pub(crate) enum Chore {
     Tend(Weak<Core>, u64),
     /// End leases after this many ms.
     EndLeases(Weak<Core>, u64),
-    /// Look for items whose delay has ended, after this many ms.
+    /// Look for items whose delay has ended, at this moment of the monotonic clock in ms.
     Ripen(Weak<Core>, u64),
     /// Move items to the dead letters, and expired ones where they are to go.
     Bury(Weak<Core>),
@@ -197,7 +197,7 @@ impl Rounds {
             Chore::Sync(queue) => with(&queue, |core| core.sync_appended()),
             Chore::Tend(queue, after_ms) => self.later(Errand::Tend(queue), after_ms),
             Chore::EndLeases(queue, after_ms) => self.later(Errand::EndLeases(queue), after_ms),
-            Chore::Ripen(queue, after_ms) => self.later(Errand::Ripen(queue), after_ms),
+            Chore::Ripen(queue, at_ms) => self.at(Errand::Ripen(queue), at_ms),
             Chore::Tighten(set, after_ms) => self.later(Errand::Tighten(set), after_ms),
             Chore::Bury(queue) => with(&queue, |core| {
                 core.bury();
@@ -209,8 +209,12 @@ impl Rounds {
     }
 
     fn later(&mut self, errand: Errand, after_ms: u64) {
-        self.serial += 1;
         let at_ms = self.disk.mono_exact_ms().saturating_add(after_ms);
+        self.at(errand, at_ms);
+    }
+
+    fn at(&mut self, errand: Errand, at_ms: u64) {
+        self.serial += 1;
         self.due.push(Reverse(Due { at_ms, serial: self.serial, errand }));
     }
 

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use crate::ids::ItemId;
 use crate::jobs::backoff;
+use crate::jobs::dying;
 use crate::jobs::envelope::{Ended, Envelope, Kept, at, ms};
 use crate::jobs::error::JobError;
 use crate::jobs::events::Event;
 use crate::jobs::handler::{Done, Fail, Verdict, checkpoint_key};
-use crate::jobs::hub::{Hub, job_at};
+use crate::jobs::hub::Hub;
 use crate::jobs::id::JobId;
-use crate::jobs::job::{Backoff, JobOptions};
+use crate::jobs::job::Backoff;
 use crate::jobs::passing;
 use crate::jobs::push::Transaction;
 use crate::jobs::room::{Part, Room, count};
@@ -26,7 +27,7 @@ use crate::planted::{self, Bug};
 use crate::queue::open_item::OpenItem;
 
 /// What could not be stored is tried again after this.
-const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The text of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
@@ -96,7 +97,7 @@ fn hand_back(run: &Run, item: OpenItem) {
 }
 
 /// It is no longer among those that run, whatever became of it.
-fn leave(run: &Run) {
+pub(crate) fn leave(run: &Run) {
     if run.has_left.swap(true, Ordering::AcqRel) {
         return;
     }
@@ -115,7 +116,7 @@ fn leave(run: &Run) {
 }
 
 /// What belongs to a job that has ended for good.
-fn forget(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, has_checkpoint: bool) {
+pub(crate) fn forget(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, has_checkpoint: bool) {
     if envelope.origin.is_some() {
         hub.moved.lock().remove(&id);
     }
@@ -130,7 +131,7 @@ fn forget(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, has_checkpoint
 }
 
 /// A key that outlives its job is noted before the job is gone.
-fn note_window(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, now_ms: u64) -> Result<(), JobError> {
+pub(crate) fn note_window(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope, now_ms: u64) -> Result<(), JobError> {
     let Some((name, until_ms)) = hub.keys.window(&room.name, envelope, id).filter(|(_, until)| *until > now_ms) else {
         return Ok(());
     };
@@ -146,7 +147,13 @@ fn done(run: &Arc<Run>, item: OpenItem, output: Vec<u8>) -> Result<Status, JobEr
     if run.envelope.key.is_some() {
         note_window(hub, room, run.id, &run.envelope, now_ms)?;
     }
-    let recorded = close(hub, room, run.id, item, &run.successor(true), Ended::Done, &output, now_ms)?;
+    let recorded = match run.envelope.keep_done {
+        Some(_) => close(hub, room, run.id, item, &run.successor(true), Ended::Done, &output, now_ms)?,
+        None => {
+            item.close()?;
+            false
+        }
+    };
     forget_unless(run, recorded);
     count(&room.counters.done);
     hub.tell(run.id, || leave(run), || Outcome::Done(output));
@@ -210,16 +217,21 @@ pub(crate) fn record(next: &Envelope, ended: Ended, output: &[u8], now_ms: u64) 
     record.encode(output)
 }
 
-fn aged(kept: Kept) -> PutOptions {
+pub(crate) fn aged(kept: Kept) -> PutOptions {
     match kept.age_ms {
         u64::MAX => PutOptions::new(),
         age_ms => PutOptions::new().expires_in(Duration::from_millis(age_ms)),
     }
 }
 
-type Left = (Option<OpenItem>, JobError);
+pub(crate) type Left = (Option<OpenItem>, JobError);
 
-fn item_into(item: OpenItem, queue: &crate::queue::Queue, bytes: &[u8], options: &PutOptions) -> Result<ItemId, Left> {
+pub(crate) fn item_into(
+    item: OpenItem,
+    queue: &crate::queue::Queue,
+    bytes: &[u8],
+    options: &PutOptions,
+) -> Result<ItemId, Left> {
     item.close_into_with(queue, bytes, options).map_err(|error| {
         let told = JobError::of_move(error.fault());
         (error.into_item(), told)
@@ -302,7 +314,7 @@ fn snooze(run: &Arc<Run>, item: OpenItem, time: Duration) -> Result<Status, JobE
     Ok(Status::Scheduled { due: at(due_ms) })
 }
 
-fn value_of(item: &OpenItem, value_at: usize) -> &[u8] {
+pub(crate) fn value_of(item: &OpenItem, value_at: usize) -> &[u8] {
     item.data().get(value_at..).unwrap_or_default()
 }
 
@@ -364,7 +376,7 @@ fn bury(
     now_ms: u64,
 ) -> Result<Status, JobError> {
     let has_checkpoint = run.has_checkpoint.load(Ordering::Acquire);
-    bury_job(
+    dying::bury_job(
         &run.jobs.hub,
         &run.room,
         run.id,
@@ -377,85 +389,6 @@ fn bury(
         now_ms,
         Some(run),
     )
-}
-
-/// Moves a job to the dead.
-#[expect(clippy::too_many_arguments, reason = "what the dead are told of")]
-pub(crate) fn bury_job(
-    hub: &Hub,
-    room: &Room,
-    id: JobId,
-    item: OpenItem,
-    mut next: Envelope,
-    value_at: usize,
-    reason: DeadReason,
-    error: String,
-    has_checkpoint: bool,
-    now_ms: u64,
-    run: Option<&Run>,
-) -> Result<Status, JobError> {
-    if next.key.is_some() {
-        note_window(hub, room, id, &next, now_ms)?;
-    }
-    next.dead = Some((reason, now_ms));
-    let kept = next.keep_dead.unwrap_or_else(|| JobOptions::default().keep_dead.into());
-    if kept.count == 0 {
-        item.close()?;
-        hub.moved.lock().remove(&id);
-    } else {
-        let bytes = next.encode(value_of(&item, value_at));
-        let queue = room.make_keeping(&hub.set, Part::Dead, kept)?;
-        match item_into(item, queue, &bytes, &aged(kept)) {
-            Ok(new) => hub.has_moved(id, room, Part::Dead, new),
-            Err((item, error)) => {
-                if let Some(item) = item {
-                    item.give_back(TROUBLE_PAUSE);
-                }
-                return Err(error);
-            }
-        }
-    }
-    let kept_envelope = Envelope { origin: None, ..next };
-    forget(hub, room, id, &kept_envelope, has_checkpoint);
-    count(&room.counters.died);
-    hub.tell(id, || run.into_iter().for_each(leave), || Outcome::Dead { reason, error: error.clone() });
-    hub.emit(|| Event::Dead { id, queue: room.name.to_string(), reason, error });
-    Ok(if reason == DeadReason::Expired { Status::Expired } else { Status::Dead { reason } })
-}
-
-/// A job that is dead before a handler has met it: this was no start.
-#[expect(clippy::too_many_arguments, reason = "what the dead are told of")]
-pub(crate) fn bury_unstarted(
-    hub: &Hub,
-    room: &Room,
-    id: JobId,
-    item: OpenItem,
-    envelope: &Envelope,
-    value_at: usize,
-    reason: DeadReason,
-    error: &str,
-    now_ms: u64,
-) -> Result<(), JobError> {
-    let mut next = envelope.clone();
-    next.origin = Some(id);
-    next.pushed_ms.get_or_insert_with(|| crate::jobs::envelope::time_ms(item.put_time()));
-    next.attempts = next.attempts.saturating_add(item.attempts().saturating_sub(1));
-    if reason != DeadReason::Expired {
-        next.note_failure(Cause::Undecodable, now_ms, error);
-    }
-    let has_checkpoint = hub.checkpoints.contains(&checkpoint_key(id));
-    bury_job(hub, room, id, item, next, value_at, reason, error.to_owned(), has_checkpoint, now_ms, None).map(drop)
-}
-
-/// An item that is no job goes to the dead as it is.
-pub(crate) fn bury_raw(hub: &Hub, room: &Room, part: Part, item: OpenItem, now_ms: u64) -> Result<(), JobError> {
-    let mut envelope = Envelope::of_raw();
-    let id = job_at(room.number(part), item.id(), &envelope);
-    envelope.priority = match part {
-        Part::Fresh(priority) | Part::Later(priority) => priority,
-        _ => envelope.priority,
-    };
-    bury_unstarted(hub, room, id, item, &envelope, 0, DeadReason::Undecodable, "it is no job", now_ms)
 }
 
 fn discard(run: &Arc<Run>, item: OpenItem, error: String) -> Result<Status, JobError> {

@@ -140,6 +140,7 @@ pub(crate) struct Feed {
     listeners: Mutex<Vec<Weak<Listener>>>,
     /// Whether there is any.
     is_heard: AtomicBool,
+    has_ended: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -187,6 +188,9 @@ impl Feed {
         let adopted = std::mem::take(&mut *other.listeners.lock());
         if !adopted.is_empty() {
             self.listeners.lock().extend(adopted);
+            if self.has_ended.load(Ordering::Acquire) {
+                self.end();
+            }
             self.is_heard.store(true, Ordering::Release);
         }
     }
@@ -196,6 +200,9 @@ impl Feed {
         let mut listeners = self.listeners.lock();
         listeners.push(Arc::downgrade(&listener));
         self.is_heard.store(true, Ordering::Release);
+        // Under the lock: the end is told to those who are there, and seen by those who come later.
+        listener.waiting.lock().has_ended = self.has_ended.load(Ordering::Acquire);
+        drop(listeners);
         JobEvents { listener }
     }
 }
@@ -203,7 +210,9 @@ impl Feed {
 impl Feed {
     /// Nothing more comes.
     pub(crate) fn end(&self) {
-        for listener in self.listeners.lock().iter().filter_map(Weak::upgrade) {
+        let listeners = self.listeners.lock();
+        self.has_ended.store(true, Ordering::Release);
+        for listener in listeners.iter().filter_map(Weak::upgrade) {
             listener.waiting.lock().has_ended = true;
             listener.came.notify_all();
         }

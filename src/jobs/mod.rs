@@ -54,6 +54,7 @@
 
 mod asking;
 mod backoff;
+mod dying;
 mod ending;
 mod envelope;
 mod error;
@@ -359,6 +360,19 @@ impl Jobs {
         WorkerBuilder::new(self.clone())
     }
 }
+
+const _: () = {
+    const fn shareable<T: Send + Sync + 'static>() {}
+    const fn sendable<T: Send + 'static>() {}
+    shareable::<Jobs>();
+    shareable::<Ctx>();
+    shareable::<Worker>();
+    shareable::<Runner>();
+    sendable::<RunningJob>();
+    sendable::<JobEvents>();
+    sendable::<NextJob<'static>>();
+    sendable::<WaitFuture<'static>>();
+};
 
 impl fmt::Debug for Jobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

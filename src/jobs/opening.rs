@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::ids::ItemId;
 use crate::jobs::backoff;
+use crate::jobs::dying;
 use crate::jobs::ending;
 use crate::jobs::envelope::{Envelope, at, ms, time_ms};
 use crate::jobs::error::JobError;
@@ -131,7 +132,7 @@ pub(crate) fn recover_job(
         let has_checkpoint = hub.checkpoints.contains(&checkpoint_key(id));
         let error = error.to_owned();
         let buried =
-            ending::bury_job(hub, room, id, item, envelope, value_at, reason, error, has_checkpoint, now_ms, None);
+            dying::bury_job(hub, room, id, item, envelope, value_at, reason, error, has_checkpoint, now_ms, None);
         return buried.map(drop);
     }
     let pause = backoff::pause(envelope.backoff, envelope.attempts, id);

@@ -12,6 +12,7 @@ use event_listener::Event as Bell;
 use parking_lot::Mutex;
 
 use crate::jobs::Jobs;
+use crate::jobs::dying;
 use crate::jobs::ending;
 use crate::jobs::envelope::{Envelope, time_ms};
 use crate::jobs::error::JobError;
@@ -373,7 +374,7 @@ impl Team {
         let hub = &jobs.hub;
         let now_ms = hub.now_ms();
         let Some((envelope, value_at)) = Envelope::decode(item.data()).filter(|(envelope, _)| !envelope.raw) else {
-            ending::bury_raw(hub, room, part, item, now_ms)?;
+            dying::bury_raw(hub, room, part, item, now_ms)?;
             return Ok(None);
         };
         if item.attempts() > 1 {
@@ -384,7 +385,7 @@ impl Team {
         }
         let id = job_at(room.number(part), item.id(), &envelope);
         let bury = |item: OpenItem, reason, error: &str| {
-            ending::bury_unstarted(hub, room, id, item, &envelope, value_at, reason, error, now_ms).map(|()| None)
+            dying::bury_unstarted(hub, room, id, item, &envelope, value_at, reason, error, now_ms).map(|()| None)
         };
         if envelope.expires_ms.is_some_and(|end| end < now_ms) && envelope.attempts == 0 {
             return bury(item, DeadReason::Expired, "it was not started in time");

@@ -60,9 +60,13 @@ impl Journal {
     /// Gives back what only done items use of a segment. Returns the bytes.
     pub(crate) fn punch(&self, number: u64) -> io::Result<u32> {
         let found = {
-            let table = self.table.lock();
-            let entry = table.get(&number).filter(|entry| entry.sealed && entry.named && !entry.cleared);
-            entry.map(|entry| (entry.extent, entry.last_ms))
+            let mut table = self.table.lock();
+            let entry = table.get_mut(&number).filter(|entry| entry.sealed && entry.named && !entry.cleared);
+            entry.map(|entry| {
+                // Whatever comes of it: one hole may be there when the next one fails.
+                entry.may_have_holes = true;
+                (entry.extent, entry.last_ms)
+            })
         };
         let Some((extent, last_ms)) = found else { return Ok(0) };
         let punched = self.with_segment(number, |segment| {

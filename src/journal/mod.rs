@@ -1111,8 +1111,8 @@ impl Journal {
                 table.remove(&number)
             };
             if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {
-                let whole = !entry.may_have_holes && entry.holes.bytes == 0;
                 self.context.pool.add_disk_bytes(entry.holes.bytes.into());
+                let whole = !entry.may_have_holes;
                 let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len, whole);
                 // The header says that it is gone; the next open removes what is left of it.
                 first_error = first_error.and(given);

@@ -402,18 +402,24 @@ impl Core {
     /// Asks to be looked at when a delay has ended.
     pub(super) fn ring_due(&self, due_ms: u64) {
         if self.due_ms.load(Ordering::Relaxed) > due_ms && self.due_ms.fetch_min(due_ms, Ordering::AcqRel) > due_ms {
+            // Told as a moment: the thread may hear of it late.
             let after_ms = due_ms.saturating_sub(self.shared.clock.exact_ms());
-            self.shared.upkeep.ring(Chore::Ripen(self.me.clone(), after_ms));
+            let at_ms = self.shared.disk.mono_exact_ms().saturating_add(after_ms);
+            self.shared.upkeep.ring(Chore::Ripen(self.me.clone(), at_ms));
         }
     }
 
     /// Calls consumers for what has become due.
     pub(crate) fn ripen(&self) {
-        if self.is_forked() || self.shared.settling.load(Ordering::Acquire) {
+        if self.is_forked() {
             return;
         }
         // From now on a put rings again; the tail parts those that are seen below from those that see this.
         self.due_ms.store(u64::MAX, Ordering::Release);
+        if self.shared.settling.load(Ordering::Acquire) {
+            // To look ahead would read items that are about to be found elsewhere.
+            return self.ring_due(self.shared.clock.exact_ms() + 10);
+        }
         drop(self.journal.tail.lock());
         let mut wakes = Wakes::default();
         let mut reader = self.reader.lock();
@@ -426,7 +432,7 @@ impl Core {
         drop(reader);
         wakes.wake();
         self.ring_for(finds);
-        if next_ms == Some(0) {
+        if next_ms == Some(0) && self.journal.commit.failure().is_none() {
             // It waits for the device; nobody tells when that has answered.
             self.ring_due(self.shared.clock.exact_ms() + 10);
         }

@@ -579,13 +579,13 @@ impl Reader {
         }
     }
 
-    /// Counts those as waiting whose delay has ended, and tells when the next one's does. `Some(0)`: soon, and the cursor has not
-    /// reached it though nothing else keeps it back.
+    /// Counts those as waiting whose delay has ended, and tells when the next one's does. `Some(0)`: perhaps soon, it waits for the
+    /// device.
     pub(crate) fn ripen(&mut self, journal: &Journal, rules: Rules<'_>) -> Option<u64> {
         self.look_ahead(journal, rules);
         self.deferred.has_ripe(rules);
         let is_ahead = self.ring.is_empty() && self.deferred().0 > self.deferred.len();
-        if is_ahead { Some(0) } else { self.deferred.next_due_ms() }
+        if is_ahead && self.has_hidden() { Some(0) } else { self.deferred.next_due_ms() }
     }
 
     /// Reads on in the journal while the ring has room. Damage is an error only once the ring is empty.

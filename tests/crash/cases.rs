@@ -117,6 +117,41 @@ fn an_item_held_for_long_keeps_its_page_and_not_its_segment() {
     assert_eq!(next(&queue).as_deref(), Some("held"));
 }
 
+#[test]
+fn a_file_whose_holes_were_not_all_punched_is_allocated_again_before_it_is_used() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    // Held in the middle, so that there are holes on both sides of it.
+    let mut held = None;
+    for n in 0..10 {
+        queue.put(vec![7; 7000]).expect("room");
+        let item = queue.try_open().expect("reads").expect("there");
+        if n == 4 { held = Some(item) } else { item.close().expect("open") }
+    }
+    disk.fail(Op::Punch, 1, u64::MAX, std::io::ErrorKind::Other);
+    disk.record();
+    for _ in 0..3 {
+        disk.advance_ms(1001);
+        set.run_upkeep();
+    }
+    assert!(disk.take_calls().iter().any(|call| call.op == Op::Punch), "one hole is there");
+    disk.heal();
+    held.expect("the fifth").close().expect("open");
+    set.run_upkeep();
+    assert_eq!(set.stats().pool_segments, 1, "it is a spare now");
+    // The next segments are made until one needs a file of that length.
+    queue.set_options(queue.options().segment_bytes(64 << 10)).expect("valid");
+    for _ in 0..40 {
+        queue.put(vec![7; 7000]).expect("room");
+    }
+    assert_eq!(set.stats().pool_segments, 0, "the spare is in use");
+    let calls = disk.take_calls();
+    let created = calls.iter().filter(|call| call.op == Op::Create).count();
+    let allocated = calls.iter().filter(|call| call.op == Op::Allocate).count();
+    assert_eq!(allocated, created + 1, "the spare, too");
+}
+
 fn delayed(ms: u64) -> PutOptions {
     PutOptions::new().delay(Duration::from_millis(ms))
 }

@@ -263,6 +263,35 @@ fn planted_start_not_told_as_crash_is_caught() {
     assert_eq!(with(Bug::StartNotMarked, crashes_of), 0);
 }
 
+/// What a process took that had pushed nothing itself.
+#[test]
+fn j18_a_start_of_a_queue_that_was_closed_in_order_is_a_crash_too() {
+    for durability in [Durability::Os, Durability::Sync] {
+        let disk = SimDisk::new(3);
+        let id = {
+            let set = open(&disk, durability).expect("opens");
+            let jobs = Jobs::new(&set).expect("opens");
+            let id = jobs.push(&Task(FINE)).expect("room").id;
+            set.close().expect("closes");
+            id
+        };
+        let disk = disk.restart();
+        let set = open(&disk, durability).expect("opens");
+        let jobs = Jobs::new(&set).expect("opens");
+        let runner = jobs.worker().on(|_, _: Task| Ok::<_, Fail>(())).runner().expect("a runner");
+        let running = runner.try_next().expect("reads").expect("there");
+        running.ctx().checkpoint(b"half").expect("stored");
+        let disk = disk.kill();
+        let set = open(&disk, durability).expect("opens");
+        let jobs = Jobs::new(&set).expect("opens");
+        assert!(
+            matches!(jobs.status(id), Status::Retrying { attempt: 1, .. }),
+            "{durability:?}: {:?}",
+            jobs.status(id)
+        );
+    }
+}
+
 /// A record of the end, the output and the key of a window are there or not together with it.
 #[test]
 fn a_kept_record_is_there_once_the_end_was_told() {
