@@ -203,7 +203,9 @@ fn j17_suspects_of_different_queues_do_not_run_together_either() {
     for (n, queue) in ["a", "b", "c"].into_iter().enumerate() {
         w.jobs.push_with(&Work(n as u32), &Push::new().queue(queue)).unwrap();
     }
-    assert_eq!(take_all(&runner(&w, 4)).len(), 3);
+    let before = runner(&w, 4);
+    let held = take_all(&before);
+    assert_eq!(held.len(), 3);
     let w = w.killed();
     w.pass(SEC);
     let runner = runner(&w, 4);

@@ -210,13 +210,28 @@ fn keys_and_tags_and_transactions_have_limits() {
 
 #[test]
 fn a_transaction_that_outgrows_its_limit_is_refused_where_it_does() {
-    job!(Large(Vec<u8>) = "large");
+    struct Large;
+    #[derive(Default)]
+    struct TenMiB;
+    impl Job for Large {
+        const KIND: &'static str = "large";
+        type Codec = TenMiB;
+    }
+    impl kestrel_core::Codec<Large> for TenMiB {
+        type Error = std::fmt::Error;
+        fn encode(&self, _: &Large, out: &mut Vec<u8>) -> Result<(), std::fmt::Error> {
+            out.resize(10 << 20, 7);
+            Ok(())
+        }
+        fn decode(&self, _: &[u8]) -> Result<Large, std::fmt::Error> {
+            Ok(Large)
+        }
+    }
     let w = World::with(SimDisk::new(1), kestrel_core::QueueOptions::default());
     let mut tx = Transaction::new();
-    let large = Large(vec![7; 10 << 20]);
     let mut staged = 0;
     let refused = loop {
-        match w.jobs.stage(&mut tx, &large, &Push::new()) {
+        match w.jobs.stage(&mut tx, &Large, &Push::new()) {
             Ok(()) => staged += 1,
             Err(error) => break error,
         }
