@@ -1362,7 +1362,7 @@ fn hostile_names_are_refused_or_stay_apart() {
     let dir = parent.path().join("set");
     let set = open_quick(&dir);
     let too_long = "x".repeat(201);
-    for name in ["", "a+b", "+", "nul\0", too_long.as_str()] {
+    for name in ["", "+b", "a+", "+", "nul\0", too_long.as_str()] {
         assert!(matches!(set.queue(name), Err(OpenError::InvalidName { .. })), "{name:?}");
         assert!(!set.delete(name).unwrap_or(false));
     }

@@ -970,8 +970,12 @@ fn bad_ends_of_connections_lose_no_item() {
     }
     let mut client = slow.client();
     client.send("get big\r\n".repeat(40));
-    slow.until("queue_big_open_transactions", 0);
+    // Else the connection might not have been counted yet.
+    while slow.stat("cmd_get").unwrap_or(0) < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     slow.until("curr_connections", 1);
+    slow.until("queue_big_open_transactions", 0);
     let left = slow.stat("queue_big_items").expect("there");
     assert!(left > 0, "what the sockets hold is gone, the rest is back");
     let all = std::iter::repeat_with(|| slow.client().line_of("get big\r\n")).take_while(|line| line != "END").count();
