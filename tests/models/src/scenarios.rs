@@ -1,5 +1,6 @@
 //! What the models do. Each is one run; `check` tries all of them. A lost wake-up shows as a deadlock, which loom tells.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
@@ -318,7 +319,8 @@ fn queue(options: QueueOptions) -> Arc<Core> {
 
 fn queue_in(dir: Option<PathBuf>, options: QueueOptions, upkeep: Upkeep) -> Arc<Core> {
     let disk = Disk::default();
-    let pool = Pool::open(disk.clone(), PathBuf::from("pool"), OpenFiles::new(u64::MAX), 1 << 20, u64::MAX, false).expect("nothing there");
+    let pool = Pool::open(disk.clone(), PathBuf::from("pool"), OpenFiles::new(u64::MAX), 1 << 20, u64::MAX, false)
+        .expect("nothing there");
     let meta = QueueMeta {
         set_id: 1,
         queue_id: 1,

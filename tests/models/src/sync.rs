@@ -106,6 +106,10 @@ impl<T> RwLock<T> {
     }
 
     #[track_caller]
+    pub fn try_read(&self) -> Option<engine::RwLockReadGuard<'_, T>> {
+        self.0.try_read().ok()
+    }
+
     pub fn write(&self) -> engine::RwLockWriteGuard<'_, T> {
         self.0.write().expect("not poisoned")
     }
