@@ -1,6 +1,6 @@
 //! How a job dies: moved to the queue of the dead, whole, with why and when.
 
-use crate::jobs::ending::{TROUBLE_PAUSE, aged, forget, item_into, leave, note_window, value_of};
+use crate::jobs::ending::{TROUBLE_PAUSE, aged, forget, item_into, leave, note_window, or_back, value_of};
 use crate::jobs::envelope::Envelope;
 use crate::jobs::error::JobError;
 use crate::jobs::events::Event;
@@ -19,7 +19,7 @@ pub(crate) fn bury_job(
     hub: &Hub,
     room: &Room,
     id: JobId,
-    item: OpenItem,
+    mut item: OpenItem,
     mut next: Envelope,
     value_at: usize,
     reason: DeadReason,
@@ -29,7 +29,7 @@ pub(crate) fn bury_job(
     run: Option<&Run>,
 ) -> Result<Status, JobError> {
     if next.key.is_some() {
-        note_window(hub, room, id, &next, now_ms)?;
+        (item, ()) = or_back(item, note_window(hub, room, id, &next, now_ms))?;
     }
     next.dead = Some((reason, now_ms));
     let kept = next.keep_dead.unwrap_or_else(|| JobOptions::default().keep_dead.into());
@@ -38,7 +38,8 @@ pub(crate) fn bury_job(
         hub.moved.lock().remove(&id);
     } else {
         let bytes = next.encode(value_of(&item, value_at));
-        let queue = room.make_keeping(&hub.set, Part::Dead, kept)?;
+        let queue;
+        (item, queue) = or_back(item, room.make_keeping(&hub.set, Part::Dead, kept))?;
         match item_into(item, queue, &bytes, &aged(kept)) {
             Ok(new) => hub.has_moved(id, room, Part::Dead, new),
             Err((item, error)) => {

@@ -141,11 +141,22 @@ pub(crate) fn note_window(hub: &Hub, room: &Room, id: JobId, envelope: &Envelope
     hub.windows.put(&hub.set, &name, &value, PutOptions::new().expires_in(left))
 }
 
-fn done(run: &Arc<Run>, item: OpenItem, output: Vec<u8>) -> Result<Status, JobError> {
+/// The item goes on if all is well; else it waits a moment for another try, and this start does not count.
+pub(crate) fn or_back<T>(item: OpenItem, result: Result<T, JobError>) -> Result<(OpenItem, T), JobError> {
+    match result {
+        Ok(value) => Ok((item, value)),
+        Err(error) => {
+            item.give_back(TROUBLE_PAUSE);
+            Err(error)
+        }
+    }
+}
+
+fn done(run: &Arc<Run>, mut item: OpenItem, output: Vec<u8>) -> Result<Status, JobError> {
     let (hub, room) = (&run.jobs.hub, &run.room);
     let now_ms = hub.now_ms();
     if run.envelope.key.is_some() {
-        note_window(hub, room, run.id, &run.envelope, now_ms)?;
+        (item, ()) = or_back(item, note_window(hub, room, run.id, &run.envelope, now_ms))?;
     }
     let recorded = match run.envelope.keep_done {
         Some(_) => close(hub, room, run.id, item, &run.successor(true), Ended::Done, &output, now_ms)?,
@@ -193,8 +204,8 @@ pub(crate) fn close(
         return Ok(false);
     };
     let bytes = record(next, ended, if kept.output { output } else { &[] }, now_ms);
-    let moved =
-        room.make_keeping(&hub.set, Part::Done, kept).map(|queue| item_into(item, queue, &bytes, &aged(kept)))?;
+    let (item, queue) = or_back(item, room.make_keeping(&hub.set, Part::Done, kept))?;
+    let moved = item_into(item, queue, &bytes, &aged(kept));
     match moved {
         Ok(new) => {
             hub.has_moved(id, room, Part::Done, new);
@@ -391,10 +402,10 @@ fn bury(
     )
 }
 
-fn discard(run: &Arc<Run>, item: OpenItem, error: String) -> Result<Status, JobError> {
+fn discard(run: &Arc<Run>, mut item: OpenItem, error: String) -> Result<Status, JobError> {
     let (hub, room) = (&run.jobs.hub, &run.room);
     if run.envelope.key.is_some() {
-        note_window(hub, room, run.id, &run.envelope, hub.now_ms())?;
+        (item, ()) = or_back(item, note_window(hub, room, run.id, &run.envelope, hub.now_ms()))?;
     }
     item.close()?;
     forget_unless(run, false);
@@ -434,7 +445,7 @@ pub(crate) fn cancel_item(
 }
 
 /// The end of a job and what it stages, as one act.
-fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transaction) -> Result<Status, JobError> {
+fn done_with(run: &Arc<Run>, handler: &Handler, mut item: OpenItem, mut next: Transaction) -> Result<Status, JobError> {
     let (hub, room) = (&run.jobs.hub, &run.room);
     let output = next.output.take().unwrap_or_default();
     if next.is_empty() {
@@ -442,7 +453,7 @@ fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transa
     }
     let now_ms = hub.now_ms();
     if run.envelope.key.is_some() {
-        note_window(hub, room, run.id, &run.envelope, now_ms)?;
+        (item, ()) = or_back(item, note_window(hub, room, run.id, &run.envelope, now_ms))?;
     }
     let kept = run.envelope.keep_done.filter(|kept| kept.count > 0);
     if let Some(kept) = kept {
@@ -454,17 +465,18 @@ fn done_with(run: &Arc<Run>, handler: &Handler, item: OpenItem, mut next: Transa
         passing::commit(hub, &next)?;
         return done(run, item, output);
     }
-    let ids = match passing::outbox(hub).map(|outbox| item.close_into_batch(&outbox, &next.staged)) {
-        Ok(Ok(ids)) => ids,
-        Ok(Err(error)) => {
-            let told = JobError::of_move(error.fault());
-            return match error.into_item() {
-                Some(item) => retry(run, handler, item, &Fail::from(told)),
-                None => Err(told),
-            };
-        }
-        Err(error) => return Err(error),
-    };
+    let ids =
+        match or_back(item, passing::outbox(hub)).map(|(item, outbox)| item.close_into_batch(&outbox, &next.staged)) {
+            Ok(Ok(ids)) => ids,
+            Ok(Err(error)) => {
+                let told = JobError::of_move(error.fault());
+                return match error.into_item() {
+                    Some(item) => retry(run, handler, item, &Fail::from(told)),
+                    None => Err(told),
+                };
+            }
+            Err(error) => return Err(error),
+        };
     // Whatever comes now: the job is done, and the others are there.
     forget_unless(run, kept.is_some());
     if let Err(error) = passing::pass_on(hub, Some(&ids)) {
