@@ -130,7 +130,13 @@ fn run(words: &[String]) -> Any<()> {
             keeps: "process kill",
         },
         Subject { name: "effectum", version: "0.7.0", kind: "peer", command: peer("effectum"), keeps: "process kill" },
-        Subject { name: "apalis-sqlite", version: "1.0.0", kind: "peer", command: peer("apalis"), keeps: "process kill" },
+        Subject {
+            name: "apalis-sqlite",
+            version: "1.0.0",
+            kind: "peer",
+            command: peer("apalis"),
+            keeps: "process kill",
+        },
         Subject {
             name: "the queue alone",
             version: "",

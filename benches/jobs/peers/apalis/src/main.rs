@@ -105,7 +105,8 @@ impl Subject for Apalis {
     }
 
     fn left(&mut self) -> Any<u64> {
-        let count = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM Jobs WHERE status <> 'Done'").fetch_one(&self.pool);
+        let count =
+            sqlx::query_scalar::<_, i64>("SELECT count(*) FROM Jobs WHERE status <> 'Done'").fetch_one(&self.pool);
         Ok(self.runtime.block_on(count)? as u64)
     }
 
