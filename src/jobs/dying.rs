@@ -42,7 +42,8 @@ pub(crate) fn bury_job(
         (item, queue) = or_back(item, room.make_keeping(&hub.set, Part::Dead, kept))?;
         match item_into(item, queue, &bytes, &aged(kept)) {
             Ok(new) => hub.has_moved(id, room, Part::Dead, new),
-            Err((item, error)) => {
+            Err(left) => {
+                let (item, error) = *left;
                 if let Some(item) = item {
                     item.give_back(TROUBLE_PAUSE);
                 }

@@ -211,7 +211,8 @@ pub(crate) fn close(
             hub.has_moved(id, room, Part::Done, new);
             Ok(true)
         }
-        Err((item, error)) => {
+        Err(left) => {
+            let (item, error) = *left;
             // The job is done all the same; only the record is missing.
             hub.emit(|| Event::Trouble { queue: room.name.to_string(), error });
             if let Some(item) = item {
@@ -235,7 +236,8 @@ pub(crate) fn aged(kept: Kept) -> PutOptions {
     }
 }
 
-pub(crate) type Left = (Option<OpenItem>, JobError);
+/// An item that could not be moved, if it is still held, and why.
+pub(crate) type Left = Box<(Option<OpenItem>, JobError)>;
 
 pub(crate) fn item_into(
     item: OpenItem,
@@ -245,7 +247,7 @@ pub(crate) fn item_into(
 ) -> Result<ItemId, Left> {
     item.close_into_with(queue, bytes, options).map_err(|error| {
         let told = JobError::of_move(error.fault());
-        (error.into_item(), told)
+        Box::new((error.into_item(), told))
     })
 }
 
@@ -278,7 +280,8 @@ pub(crate) fn move_to(
             hub.ring(room);
             Ok(())
         }
-        Err((item, error)) => {
+        Err(left) => {
+            let (item, error) = *left;
             if let Some(item) = item {
                 item.give_back(pause.max(TROUBLE_PAUSE));
             }

@@ -39,6 +39,7 @@ pub(crate) type BoxedFuture = Pin<Box<dyn Future<Output = Answer> + Send>>;
 pub(crate) type Around = Box<dyn Fn(&Ctx, Next<'_>) -> Answer + Send + Sync>;
 /// The values of a batch, each of the handler's own type.
 pub(crate) type Values = Vec<Box<dyn Any + Send>>;
+pub(crate) type PrepareFn = Box<dyn Fn(&[u8]) -> Result<Work, Fail> + Send + Sync>;
 pub(crate) type BatchFn = Box<dyn Fn(&[Ctx], Values) -> Vec<Answer> + Send + Sync>;
 
 /// What a kind's jobs are done with.
@@ -46,7 +47,7 @@ pub(crate) struct Handler {
     pub(crate) codec: u32,
     pub(crate) timeout: Option<Duration>,
     pub(crate) backoff: Backoff,
-    pub(crate) prepare: Box<dyn Fn(&[u8]) -> Result<Work, Fail> + Send + Sync>,
+    pub(crate) prepare: PrepareFn,
     pub(crate) batch: Option<Batch>,
 }
 

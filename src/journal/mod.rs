@@ -551,7 +551,9 @@ impl Journal {
             u64::from(tail.end) + bytes <= u64::from(limit)
                 && put_ms.saturating_sub(segment.base_ms) <= u64::from(u32::MAX)
         };
-        if !fits(tail) && !(self.wake_tail(tail)? && fits(tail)) {
+        // The last segment may have been closed with room left in it.
+        let fits_now = fits(tail) || (self.wake_tail(tail)? && fits(tail));
+        if !fits_now {
             self.roll(tail, items, bytes, put_ms)?;
         }
         let segment = tail.segment.as_deref().ok_or(AppendError::Exhausted)?;

@@ -225,9 +225,13 @@ fn f25_a_close_gives_up_the_lock_that_a_child_has_inherited() {
     // SAFETY: the child made above, which nobody has waited for.
     #[allow(unsafe_code)]
     unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        libc::waitpid(pid, std::ptr::null_mut(), 0);
-    }
+        libc::kill(pid, libc::SIGKILL)
+    };
+    // SAFETY: its end is awaited, and its status is not asked for.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::waitpid(pid, std::ptr::null_mut(), 0)
+    };
     assert_eq!(drain(&again.expect("not locked").queue("q").expect("opens")), ["a"]);
 }
 

@@ -34,7 +34,7 @@ const MODELS: &[Model] = &{
         Model("put_wakes_task", 6, a_put_wakes_a_task),
         Model("line_in_order", 3, the_line_is_served_in_order),
         Model("no_overtaking", 6, nobody_overtakes),
-        Model("dropped_task", 6, a_dropped_task_passes_its_promise_on),
+        Model("dropped_task", 3, a_dropped_task_passes_its_promise_on),
         Model("late_get", 3, a_late_get_passes_its_promise_on),
         Model("shut", 6, a_shut_queue_lets_everybody_go),
         Model("pause", 6, a_pause_loses_nothing),
