@@ -43,6 +43,11 @@ pub(crate) fn name_of(queue: &str) -> String {
 /// and moved.
 pub(crate) fn write(set: &QueueSet, name: &str, found: &Found, progress: &mut dyn FnMut(u64)) -> Result<Came, Failed> {
     if let Some(count) = done_before(set, name)? {
+        // That run may have been ended before it was rid of these.
+        if begun(set)?.is_none() {
+            set.delete(STAGED)?;
+            set.delete(READY)?;
+        }
         return Ok(Came::Before(count));
     }
     let ready = match begun(set)? {

@@ -1075,7 +1075,7 @@ fn f04_f05_f06_f07_f09_f10_k71_k118_every_step_of_every_workload_under_every_fat
     let seed = from_env("KESTREL_SEED", 1);
     let effort = match is_long() {
         true => Effort { exhaustive: 8, random: 4, depth_2_every: 97, stride: 1 },
-        false => Effort { exhaustive: 5, random: 1, depth_2_every: 997, stride: 2 },
+        false => Effort { exhaustive: 4, random: 1, depth_2_every: 997, stride: 7 },
     };
     let tally = in_parallel(WORKLOADS, |workload, tally| {
         let (states, distinct) = (tally.states, tally.distinct);
@@ -1089,7 +1089,7 @@ fn f04_f05_f06_f07_f09_f10_k71_k118_every_step_of_every_workload_under_every_fat
 #[test]
 fn f16_f19_f20_f24_every_step_fails_once() {
     let seed = from_env("KESTREL_SEED", 1);
-    let stride = if is_long() { 1 } else { 9 };
+    let stride = if is_long() { 1 } else { 29 };
     let tally = in_parallel(WORKLOADS, |workload, tally| {
         failing_steps(workload, seed, true, stride, tally)?;
         failing_steps(workload, seed, false, stride, tally)
@@ -1100,7 +1100,7 @@ fn f16_f19_f20_f24_every_step_fails_once() {
 #[test]
 fn what_a_recovery_discards_never_comes_back() {
     let seed = from_env("KESTREL_SEED", 1);
-    let stride = if is_long() { 7 } else { 37 };
+    let stride = if is_long() { 7 } else { 149 };
     in_parallel(WORKLOADS, |workload, tally| two_lives(workload, seed, stride, tally)).tell(seed);
 }
 
@@ -1111,12 +1111,13 @@ fn k65_expired_items_move_once_whatever_happens() {
     let mine: Vec<Workload> =
         WORKLOADS.iter().filter(|work| work.name.starts_with("moves expire_to")).copied().collect();
     assert_eq!(mine.len(), 5);
-    let effort = Effort { exhaustive: 5, random: 2, depth_2_every: 211, stride: 1 };
+    let (stride, thinned) = if is_long() { (1, 1) } else { (11, 13) };
+    let effort = Effort { exhaustive: 5, random: 2, depth_2_every: 211, stride };
     let tally = in_parallel(&mine, |workload, tally| {
         explore(workload, seed, effort, tally)?;
-        failing_steps(workload, seed, true, 2, tally)?;
-        failing_steps(workload, seed, false, 3, tally)?;
-        two_lives(workload, seed, 11, tally)
+        failing_steps(workload, seed, true, 2 * thinned, tally)?;
+        failing_steps(workload, seed, false, 3 * thinned, tally)?;
+        two_lives(workload, seed, 11 * thinned, tally)
     });
     tally.tell(seed);
 }
@@ -1127,12 +1128,13 @@ fn k141_s39_delays_hold_whatever_happens() {
     let seed = from_env("KESTREL_SEED", 1);
     let mine: Vec<Workload> = WORKLOADS.iter().filter(|work| work.name.starts_with("delays")).copied().collect();
     assert_eq!(mine.len(), 9);
-    let effort = Effort { exhaustive: 4, random: 1, depth_2_every: 499, stride: if is_long() { 1 } else { 5 } };
+    let effort = Effort { exhaustive: 4, random: 1, depth_2_every: 499, stride: if is_long() { 1 } else { 17 } };
+    let thinned = if is_long() { 1 } else { 5 };
     let tally = in_parallel(&mine, |workload, tally| {
         explore(workload, seed, effort, tally)?;
-        failing_steps(workload, seed, true, 7, tally)?;
-        failing_steps(workload, seed, false, 23, tally)?;
-        two_lives(workload, seed, 41, tally)
+        failing_steps(workload, seed, true, 7 * thinned, tally)?;
+        failing_steps(workload, seed, false, 23 * thinned, tally)?;
+        two_lives(workload, seed, 41 * thinned, tally)
     });
     tally.tell(seed);
 }
@@ -1144,7 +1146,7 @@ fn long_random_workloads() {
     let mut total = Tally::default();
     let mut round = 0;
     while total.states < wanted {
-        let rounds: Vec<u64> = (round..round + 8).collect();
+        let rounds: Vec<u64> = (round..round + 2).collect();
         let tally = in_parallel(&rounds, |round, tally| {
             let setting = [SYNC, OS, EVERY, SMALL, POSITIONAL][(round % 5) as usize];
             let effort = Effort { exhaustive: 5, random: 4, depth_2_every: 61, stride: 7 };
@@ -1153,7 +1155,7 @@ fn long_random_workloads() {
                 .map_err(|violation| format!("{setting:?}: {violation}"))
         });
         total.add(&tally);
-        round += 8;
+        round += 2;
     }
     total.tell(seed);
 }

@@ -836,7 +836,7 @@ fn take_everything(
             let all = found.entry(name).or_default();
             if let Some(queue) = queues.get(name) {
                 let seen = take_all(queue, ledger, name, cut, disk.wall_ms())?;
-                judge_delays(&seen, ledger, name, until_ms > 0)?;
+                judge_delays(&seen, ledger, name)?;
                 all.extend(seen);
                 sweep_all(set, setting);
             }
@@ -845,9 +845,9 @@ fn take_everything(
     Ok(found)
 }
 
-/// S39: among those that were never started, delayed ones come before what was put after the end of their delay; by that end
-/// where it came while somebody looked (`late`), and in the order of their puts where it had come before the set was opened.
-fn judge_delays(seen: &[Seen], ledger: &Ledger, name: &str, late: bool) -> Verdict {
+/// S39: among those that were never started, delayed ones come before what was put after the end of their delay, and in the order
+/// of these ends, also where they had come before the set was opened.
+fn judge_delays(seen: &[Seen], ledger: &Ledger, name: &str) -> Verdict {
     let mut last = (0, 0);
     let mut last_put_ms = 0;
     for seen in seen.iter().filter(|seen| seen.attempts == 1) {
@@ -856,7 +856,7 @@ fn judge_delays(seen: &[Seen], ledger: &Ledger, name: &str, late: bool) -> Verdi
             last_put_ms = last_put_ms.max(entry.put_ms);
             continue;
         };
-        let at = (if late { due_ms } else { 0 }, seen.id);
+        let at = (due_ms, seen.id);
         if at < last || last_put_ms > due_ms {
             return Err(format!("S39: {name}: key {} comes too late", seen.key));
         }
