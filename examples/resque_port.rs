@@ -138,10 +138,11 @@ fn demonstrate() -> Any<bool> {
 
     good &= step(&jobs, "a token that was never given out", "00000000-77".parse()?, None);
 
-    // php_error_job.php: it takes its process with it. Another process does it, as this one has more to tell.
+    // php_error_job.php: it takes its process with it. Another process does it, as this one has more to tell. This worker ends first:
+    // what it cannot do it would put by for a while.
+    worker.shutdown(Duration::from_secs(10));
     let id = jobs.push(&Deadly { test: "test".into() })?.id;
     let other = jobs.push(&Good { test: "its neighbour".into() })?.id;
-    worker.shutdown(Duration::from_secs(10));
     drop(jobs);
     set.close()?;
     let status = Command::new(std::env::current_exe()?).arg("--work").arg(dir.path()).status()?;
