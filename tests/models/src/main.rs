@@ -48,7 +48,7 @@ const MODELS: &[Model] = &{
         Model("last_put", 3, the_last_put_is_tended),
         Model("spent_segment", 6, a_spent_segment_is_freed),
         Model("freed_segment", 3, a_freed_segment_is_gone),
-        Model("cleared_segment", 6, a_cleared_segment_is_gone),
+        Model("cleared_segment", 3, a_cleared_segment_is_gone),
         Model("freed_once", 3, a_segment_is_freed_once),
         Model("end", 6, the_end_takes_the_last_put_along),
         Model("append", 6, an_append_is_published),
