@@ -978,8 +978,12 @@ fn bad_ends_of_connections_lose_no_item() {
     slow.until("queue_big_open_transactions", 0);
     let left = slow.stat("queue_big_items").expect("there");
     assert!(left > 0, "what the sockets hold is gone, the rest is back");
-    let all = std::iter::repeat_with(|| slow.client().line_of("get big\r\n")).take_while(|line| line != "END").count();
-    assert_eq!(all as u64, left);
+    // Each is taken whole: one whose client leaves before it has come is given again.
+    let mut client = slow.client();
+    for _ in 0..left {
+        client.ask("get big\r\n", values("big", &[&data]));
+    }
+    client.ask("get big\r\n", "END\r\n");
     server.client().put("q", "one");
     server.client().ask("get q\r\n", values("q", &["one"]));
 }
