@@ -20,6 +20,8 @@
 use super::{Bytes, crc};
 
 pub(crate) const HEADER_BYTES: usize = 24;
+/// Behind the word of kind and length: in a frame, not all bytes before are zero.
+pub(crate) const KIND_END: u32 = 12;
 pub(crate) const EXTENSION_MAX: usize = 56;
 pub(crate) const PAYLOAD_MAX: u32 = (1 << 28) - 1;
 pub(crate) const ORDINAL_MAX: u32 = (1 << 26) - 1;
@@ -344,6 +346,12 @@ mod tests {
     fn zeros_are_never_a_frame() {
         for salt in [0, 1, u64::MAX] {
             assert_eq!(decode(&[0; 64], Salt(salt), 4096, 1 << 20), None);
+            // Sealed as a frame would be, so that its kind alone speaks against it.
+            let mut head = [0; HEADER_BYTES];
+            head[KIND_END as usize..].fill(1);
+            let header_crc = crc(Salt(salt).header_seed() ^ 4096, &head[4..]);
+            head[..4].copy_from_slice(&header_crc.to_le_bytes());
+            assert_eq!(decode(&head, Salt(salt), 4096, 1 << 20), None);
         }
     }
 

@@ -1394,10 +1394,12 @@ impl<'a> Reader<'a> {
         while offset < limit {
             let page_end = (offset & !(PAGE as u32 - 1)) + PAGE as u32;
             let stretch = self.bytes(offset, (page_end - offset) as usize)?;
-            if stretch.iter().all(|byte| *byte == 0) {
+            let Some(zeros) = stretch.iter().position(|byte| *byte != 0) else {
                 offset = page_end;
                 continue;
-            }
+            };
+            // No frame begins where its kind would be zero.
+            offset += (zeros as u32).saturating_sub(frame::KIND_END - 1).next_multiple_of(frame::ALIGN);
             let head = self.bytes(offset, HEAD_MAX)?;
             let plausible = |frame: &Frame| {
                 frame.ordinal >= expected

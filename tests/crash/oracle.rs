@@ -1071,19 +1071,18 @@ fn judge_presence(name: &str, seen: &[Seen], ledger: &Ledger, setting: &Setting,
         return Err(format!("I3: {name}: order is {present:?}"));
     }
     let highest = present.iter().max().copied().unwrap_or(0);
-    let own: Vec<(u64, &Entry)> = ledger.of(name).collect();
-    let cleared_there = own.iter().any(|(key, entry)| entry.clear_asked && there.contains(key));
+    let own: Vec<(u64, &Entry, bool)> = ledger.of(name).map(|(key, entry)| (key, entry, there.contains(&key))).collect();
+    let cleared_there = own.iter().any(|(_, entry, is_there)| entry.clear_asked && *is_there);
     // Where the oldest are dropped, the newest must be there.
     let may_drop = |key: u64| {
         setting.max_items.is_some_and(|max| {
             // A put that an error ended may have made its room before.
             let came = |e: &Entry| e.put != Put::Refused || ledger.tolerant;
-            let newer = own.iter().filter(|(other, e)| *other > key && came(e) && !e.clear_ok);
+            let newer = own.iter().filter(|(other, e, _)| *other > key && came(e) && !e.clear_ok);
             newer.count() as u64 >= max
         })
     };
-    for &(key, entry) in &own {
-        let is_there = there.contains(&key);
+    for &(key, entry, is_there) in &own {
         let strict = (cut == Cut::Kill && !ledger.lied_to) || entry.durable;
         if entry.put == Put::Refused && is_there {
             return Err(format!("I5: {name}: key {key} was refused and is there"));
@@ -1107,8 +1106,8 @@ fn judge_presence(name: &str, seen: &[Seen], ledger: &Ledger, setting: &Setting,
         if all_or_none && !is_there && (strict || key < highest) {
             return Err(format!("K118: {name}: key {key} is gone, others of the same clear are there"));
         }
-        let mut mates = own.iter().filter(|(_, other)| other.batch == entry.batch && !other.close_asked);
-        if !may_go && mates.any(|(other, _)| there.contains(other) != is_there && !may_drop(*other)) {
+        let mut mates = own.iter().filter(|(_, other, _)| other.batch == entry.batch && !other.close_asked);
+        if !may_go && mates.any(|(other, _, there)| *there != is_there && !may_drop(*other)) {
             return Err(format!("K111: {name}: a part of the batch of key {key} is there"));
         }
     }
