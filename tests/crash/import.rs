@@ -161,7 +161,7 @@ fn k73_an_import_that_is_ended_anywhere_and_repeated_puts_each_item_once() {
     let states = Kestrel::new()
         .explore(careful, if is_long() { 1 } else { 7 })
         .unwrap_or_else(|violation| panic!("{violation}"));
-    println!("crash: import: {states} states, each item there once");
+    println!("crash: {states} states, of an import, each item there once");
 }
 
 #[test]

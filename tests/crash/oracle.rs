@@ -1071,7 +1071,8 @@ fn judge_presence(name: &str, seen: &[Seen], ledger: &Ledger, setting: &Setting,
         return Err(format!("I3: {name}: order is {present:?}"));
     }
     let highest = present.iter().max().copied().unwrap_or(0);
-    let own: Vec<(u64, &Entry, bool)> = ledger.of(name).map(|(key, entry)| (key, entry, there.contains(&key))).collect();
+    let own: Vec<(u64, &Entry, bool)> =
+        ledger.of(name).map(|(key, entry)| (key, entry, there.contains(&key))).collect();
     let cleared_there = own.iter().any(|(_, entry, is_there)| entry.clear_asked && *is_there);
     // Where the oldest are dropped, the newest must be there.
     let may_drop = |key: u64| {

@@ -657,7 +657,7 @@ fn s44_s47_s48_every_step_of_readers_under_every_fate() {
     for workload in WORKLOADS {
         states += explore(workload, if is_long() { 1 } else { 7 }).unwrap_or_else(|violation| panic!("{violation}"));
     }
-    println!("readers: {states} states, nothing lost, nothing invented");
+    println!("crash: {states} states, of readers, 0 lost, 0 invented");
 }
 
 #[test]
@@ -666,7 +666,7 @@ fn every_step_of_readers_fails_once() {
     for workload in WORKLOADS {
         states += fail(workload, if is_long() { 1 } else { 9 }).unwrap_or_else(|violation| panic!("{violation}"));
     }
-    println!("readers: {states} states after errors");
+    println!("crash: {states} states, of readers after errors");
 }
 
 /// On the workload that is made for it.
