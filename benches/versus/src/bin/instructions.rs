@@ -2,12 +2,13 @@
 //! machine disturbs. An operation is run a few times and many times; the difference, divided, is its cost.
 //!
 //! `cargo run --release -p versus --bin instructions` compares with the counts on record and fails where one has grown by more
-//! than the threshold; `-- --bless` writes them anew. Without valgrind it says *skipped*.
+//! than the threshold; `-- --bless` writes them anew, and with them `profile.txt`: in which file they are spent, also where they
+//! were inlined elsewhere. Without valgrind it says *skipped*.
 //!
 //! What runs under valgrind is built apart, with the system calls of libc: rustix's own reading of the vDSO dies where valgrind
 //! hides that page.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -20,6 +21,9 @@ type Any<T> = Result<T, Box<dyn std::error::Error>>;
 const THRESHOLD: f64 = 3.0;
 const FEW: u64 = 2_000;
 const MANY: u64 = 12_000;
+
+/// Files of a profile that are told by name.
+const TOLD: usize = 14;
 
 /// Name, what is waiting before, and the operation: `FEW` or `MANY` times.
 type Operation = (&'static str, Waiting, fn(&Queue, &[u8], u64) -> Any<()>);
@@ -126,7 +130,10 @@ fn build() -> Any<PathBuf> {
     Ok(target.join("release/instructions"))
 }
 
-fn count(program: &Path, place: usize, times: u64, scratch: &Path) -> Any<f64> {
+/// Instructions by source file.
+type Profile = BTreeMap<String, f64>;
+
+fn count(program: &Path, place: usize, times: u64, scratch: &Path) -> Any<Profile> {
     let dir = scratch.join("set");
     let _ = std::fs::remove_dir_all(&dir);
     let out = scratch.join("callgrind.out");
@@ -142,7 +149,68 @@ fn count(program: &Path, place: usize, times: u64, scratch: &Path) -> Any<f64> {
         return Err(format!("valgrind: {}", said.lines().next_back().unwrap_or_default()).into());
     }
     let collected = said.lines().find_map(|line| line.split_once("Collected :")).ok_or("callgrind told no count")?;
-    Ok(collected.1.trim().parse()?)
+    let profile = by_file(&std::fs::read_to_string(&out)?);
+    // Nothing may be missed, else a profile would say less than there is.
+    let (told, sum): (f64, f64) = (collected.1.trim().parse()?, profile.values().sum());
+    if told != sum {
+        return Err(format!("callgrind told {told} instructions, its file holds {sum}").into());
+    }
+    Ok(profile)
+}
+
+/// What the lines of a callgrind file (its manual, "Callgrind Format Specification") cost by themselves, by source file.
+fn by_file(text: &str) -> Profile {
+    let mut names: HashMap<&str, &str> = HashMap::new();
+    let mut profile = Profile::new();
+    let (mut file, mut is_call) = ("", false);
+    for line in text.lines() {
+        if let Some((kind @ ("fl" | "fi" | "fe" | "cfi" | "cfl"), name)) = line.split_once('=') {
+            // "(number) name" the first time, "(number)" from then on.
+            let (number, name) = name.split_once(' ').unwrap_or((name, ""));
+            let known = names.entry(number).or_insert(name);
+            if !kind.starts_with('c') {
+                file = known;
+            }
+        } else if line.starts_with("calls=") {
+            is_call = true;
+        } else if line.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)) {
+            // The line behind a call holds what the callee costs, which is told there.
+            if !std::mem::take(&mut is_call) {
+                let cost = line.split(' ').nth(1).and_then(|cost| cost.parse::<f64>().ok()).unwrap_or(0.0);
+                *profile.entry(short(file)).or_default() += cost;
+            }
+        }
+    }
+    profile
+}
+
+/// A file of ours from `src` on, of others its crate or library.
+fn short(file: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let ours = root.canonicalize().ok().and_then(|root| Path::new(file).strip_prefix(root).ok().map(Path::to_owned));
+    if let Some(ours) = ours {
+        return ours.display().to_string();
+    }
+    if let Some((_, path)) = file.split_once("/registry/src/") {
+        return path.split('/').nth(1).unwrap_or(path).to_owned();
+    }
+    if file.starts_with("/rustc/") {
+        return "standard library".to_owned();
+    }
+    "libc and what has no lines".to_owned()
+}
+
+/// What an operation spends in which file.
+fn told(name: &str, cost: &Profile) -> String {
+    let all: f64 = cost.values().sum();
+    let mut files: Vec<(&String, &f64)> = cost.iter().collect();
+    files.sort_by(|a, b| b.1.total_cmp(a.1));
+    let mut text = format!("{name}: {all:.0}\n");
+    for (file, cost) in files.iter().take(TOLD).filter(|(_, cost)| **cost >= 1.0) {
+        text += &format!("{cost:9.0}  {:3.0} %  {file}\n", **cost / all * 100.0);
+    }
+    let rest: f64 = files.iter().skip(TOLD).map(|(_, cost)| **cost).sum();
+    text + &format!("{rest:9.0}  {:3.0} %  others\n\n", rest / all * 100.0)
 }
 
 fn compare(is_blessing: bool) -> Any<bool> {
@@ -159,10 +227,19 @@ fn compare(is_blessing: bool) -> Any<bool> {
     let scratch = std::env::temp_dir().join(format!("versus-instructions-{}", std::process::id()));
     std::fs::create_dir_all(&scratch)?;
     let mut found: BTreeMap<String, f64> = BTreeMap::new();
+    let mut profiles = String::from(
+        "Instructions of each operation by the source file that they come from, also where they were inlined elsewhere.\n\
+         Written by `cargo run --release -p versus --bin instructions -- --bless`.\n\n",
+    );
     for (place, (name, ..)) in OPERATIONS.iter().enumerate() {
         let [many, few] = [MANY, FEW].map(|times| count(&program, place, times, &scratch));
-        let cost = (many? - few?) / (MANY - FEW) as f64;
-        found.insert((*name).to_owned(), (cost * 10.0).round() / 10.0);
+        let (mut spent, few) = (many?, few?);
+        for (file, cost) in few {
+            *spent.entry(file).or_default() -= cost;
+        }
+        spent.values_mut().for_each(|cost| *cost /= (MANY - FEW) as f64);
+        found.insert((*name).to_owned(), (spent.values().sum::<f64>() * 10.0).round() / 10.0);
+        profiles += &told(name, &spent);
     }
     let _ = std::fs::remove_dir_all(&scratch);
     let older: Record = match std::fs::read(&record) {
@@ -185,7 +262,8 @@ fn compare(is_blessing: bool) -> Any<bool> {
     if is_blessing {
         let record_now = Record { compiler, architecture: std::env::consts::ARCH.to_owned(), instructions: found };
         std::fs::write(&record, serde_json::to_string_pretty(&record_now)? + "\n")?;
-        println!("\nwritten: instructions.json");
+        std::fs::write(record.with_file_name("profile.txt"), profiles)?;
+        println!("\nwritten: instructions.json, profile.txt");
         return Ok(true);
     }
     if (&older.compiler[..], &older.architecture[..]) != (&compiler, std::env::consts::ARCH) {
