@@ -35,7 +35,7 @@ fn configure() -> Result<Config, AnyError> {
     let pairs: Vec<(&str, &str)> = args.chunks(2).map(|pair| (&*pair[0], pair.get(1).map_or("", |v| v))).collect();
     let mut config = match pairs.iter().find(|(name, _)| *name == "--config") {
         Some((_, path)) => Config::read(Path::new(path))?,
-        None => Config::default(),
+        None => Config::parse("")?,
     };
     for (name, value) in pairs {
         match name {
@@ -58,25 +58,19 @@ fn run(config: Config) -> Result<(), AnyError> {
         if let Some(address) = running.metrics {
             println!("metrics on http://{address}/metrics");
         }
-        let server = running.server.clone();
-        let signals = tokio::spawn(async move {
-            let mut term = signal(SignalKind::terminate())?;
-            let mut int = signal(SignalKind::interrupt())?;
-            let mut hup = signal(SignalKind::hangup())?;
-            loop {
-                tokio::select! {
-                    _ = term.recv() => break,
-                    _ = int.recv() => break,
-                    _ = hup.recv() => if let Err(error) = server.reload() {
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        for kind in kinds {
+            let (mut signals, server) = (signal(kind)?, running.server.clone());
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    if kind != SignalKind::hangup() {
+                        server.stop();
+                    } else if let Err(error) = server.reload() {
                         eprintln!("memcache_server: {error}");
-                    },
+                    }
                 }
-            }
-            server.stop();
-            Ok::<(), std::io::Error>(())
-        });
-        tokio::spawn(running.finish()).await??;
-        signals.abort();
-        Ok(())
+            });
+        }
+        Ok(tokio::spawn(running.finish()).await??)
     })
 }

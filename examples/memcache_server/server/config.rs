@@ -9,35 +9,25 @@ use kestrel_core::{QueueOptions, QueueOverrides, WhenFull};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-/// What the file may say; what it does not say has the value of [`Config::default`].
+/// What is said where the file says nothing, and what each setting means.
+const SETTINGS: &str = include_str!("../settings.toml");
+
+/// The settings by their names in the file.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Config {
-    /// The directory of the queues.
     pub(crate) data: PathBuf,
-    /// Clients connect here. Loopback unless told otherwise: the protocol knows no passwords.
     pub(crate) listen: SocketAddr,
-    /// `/metrics` by HTTP, if wanted.
     pub(crate) metrics: Option<SocketAddr>,
-    /// Connections at a time; one more is told so and closed.
     pub(crate) max_connections: usize,
-    /// A connection that says nothing for so long is closed; 0: never.
     pub(crate) idle_timeout_ms: u64,
-    /// Open reads of one connection on one queue.
     pub(crate) max_open_reads: usize,
-    /// Answer with the bare name of the queue, as Kestrel did, instead of the key as it was asked for.
     pub(crate) bare_keys: bool,
-    /// Answer `flush_all` in Kestrel's words, instead of memcached's `OK`.
     pub(crate) kestrel_flush_all: bool,
-    /// Bytes of segment files over all queues.
     pub(crate) max_disk_bytes: Option<u64>,
-    /// Threads that serve connections; 0: half of the cores.
     threads: usize,
-    /// Options of all queues.
     pub(crate) defaults: QueueOptions,
-    /// Options of single queues, over the defaults.
     pub(crate) queues: BTreeMap<String, QueueOverrides>,
-    /// Names that put to several queues.
     pub(crate) aliases: BTreeMap<String, Vec<String>>,
     /// The largest item that any queue takes.
     #[serde(skip)]
@@ -47,33 +37,11 @@ pub(crate) struct Config {
     path: Option<PathBuf>,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        let defaults = QueueOptions::default();
-        Config {
-            data: PathBuf::from("kestrel-data"),
-            listen: SocketAddr::from(([127, 0, 0, 1], 22133)),
-            metrics: None,
-            max_connections: 10_000,
-            idle_timeout_ms: 0,
-            max_open_reads: 1,
-            bare_keys: false,
-            kestrel_flush_all: false,
-            max_disk_bytes: None,
-            threads: 0,
-            value_max: defaults.max_item_size as usize,
-            defaults,
-            queues: BTreeMap::new(),
-            aliases: BTreeMap::new(),
-            path: None,
-        }
-    }
-}
-
 impl Config {
     /// Reads settings; options that no queue can have are an error.
     pub(crate) fn parse(text: &str) -> Result<Config, String> {
-        let mut file: Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+        let table = |text: &str| text.parse::<Table>().map_err(|error| error.to_string());
+        let (mut all, mut file) = (table(SETTINGS)?, table(text)?);
         let mut defaults = Table::new();
         if let Some(Value::Table(options)) = file.get_mut("defaults") {
             in_the_words_of_the_library(options);
@@ -85,13 +53,14 @@ impl Config {
         if let Some(Value::Table(queues)) = file.get_mut("queues") {
             for (name, own) in queues.iter_mut().filter_map(|(name, own)| Some((name, own.as_table_mut()?))) {
                 in_the_words_of_the_library(own);
-                let mut all = defaults.clone();
-                all.extend(own.clone());
-                all.retain(|_, value| !matches!(value.as_str(), Some("none" | "")));
-                value_max = value_max.max(check(&format!("queues.{name}"), all)?);
+                let mut options = defaults.clone();
+                options.extend(own.clone());
+                options.retain(|_, value| !matches!(value.as_str(), Some("none" | "")));
+                value_max = value_max.max(check(&format!("queues.{name}"), options)?);
             }
         }
-        let config: Config = file.try_into().map_err(|error| error.to_string())?;
+        all.extend(file);
+        let config: Config = all.try_into().map_err(|error| error.to_string())?;
         Ok(Config { value_max, ..config })
     }
 
@@ -112,6 +81,7 @@ impl Config {
         if self.threads == 0 { (cores / 2).max(1) } else { self.threads }
     }
 
+    /// How long a connection may say nothing, if that is bounded.
     pub(crate) fn idle_timeout(&self) -> Option<Duration> {
         (self.idle_timeout_ms > 0).then(|| Duration::from_millis(self.idle_timeout_ms))
     }
