@@ -399,14 +399,42 @@ impl Queue {
     /// # Errors
     /// As [`get`](Queue::get); items opened before the error are given back.
     pub fn open_batch(&self, max: usize, timeout: Duration) -> Result<Vec<OpenItem>, GetError> {
+        self.open_at_least(1, max, timeout)
+    }
+
+    /// Opens up to `max` items, waiting until `min` of them have come or `timeout` is over: then those that are there. Each is
+    /// open from the moment at which it came, so that a [lease](crate::QueueOptions::lease) runs while others are waited for.
+    ///
+    /// Blocks up to `timeout`; zero waits for nothing, `Duration::MAX` without end. A `min` beyond `max` is `max`.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let set = kestrel_core::QueueSet::open(dir.path())?;
+    /// use std::time::Duration;
+    ///
+    /// let rows = set.queue("rows")?;
+    /// rows.put_batch(["a", "b"])?;
+    /// let batch = rows.open_at_least(100, 500, Duration::from_millis(20))?;
+    /// assert_eq!(batch.len(), 2); // what there was when the time was over
+    /// for row in batch {
+    ///     row.close()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get`](Queue::get); items opened before the error are given back.
+    pub fn open_at_least(&self, min: usize, max: usize, timeout: Duration) -> Result<Vec<OpenItem>, GetError> {
+        let patience = Patience::lasting(timeout);
         let mut items = Vec::new();
-        if max == 0 {
-            return Ok(items);
+        while items.len() < min.min(max) {
+            match self.take_open(patience)? {
+                Some(item) => items.push(item),
+                None => return Ok(items),
+            }
         }
-        let Some(first) = self.take_open(Patience::lasting(timeout))? else {
-            return Ok(items);
-        };
-        items.push(first);
         while items.len() < max {
             match self.core.take(Mode::Open, None)? {
                 Took::Item(given) => {

@@ -138,7 +138,7 @@ fn k13_counters_equal_a_model_after_a_random_run_and_never_fall() {
 
 #[test]
 fn k31_of_a_close_and_two_aborts_by_three_threads_exactly_one_wins() {
-    const ROUNDS: u32 = 5_000;
+    const ROUNDS: u32 = 100_000;
     let w = world();
     let q = w.queue("q");
     let (begin, end) = (Barrier::new(4), Barrier::new(4));

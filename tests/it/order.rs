@@ -272,20 +272,45 @@ fn s11_k44_k45_a_batch_opens_what_is_there_and_ends_one_by_one() {
 }
 
 #[test]
+fn k44_a_batch_with_a_minimum_waits_for_it_and_takes_what_there_is_when_the_time_is_over() {
+    let w = world();
+    let q = w.queue("q");
+    put_all(&q, &["1", "2"]);
+    let wait = Duration::from_millis(50);
+    let start = std::time::Instant::now();
+    let batch = q.open_at_least(3, 9, wait).expect("undamaged");
+    assert!(start.elapsed() >= wait);
+    assert_eq!(batch.len(), 2);
+    drop(batch);
+    // With the third the wait is over; what is there besides comes along, up to the most.
+    let batch = std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| q.open_at_least(3, 4, Duration::MAX));
+        put_all(&q, &["3", "4", "5"]);
+        waiter.join().expect("no panic").expect("undamaged")
+    });
+    assert!((3..=4).contains(&batch.len()), "{}", batch.len());
+    assert_eq!(batch.iter().map(|item| text(item.data())).collect::<String>(), &"1234"[..batch.len()]);
+    drop(batch);
+    assert_eq!(q.open_at_least(9, 2, Duration::MAX).expect("undamaged").len(), 2, "at least all that may come");
+    assert_eq!(q.open_at_least(0, 9, Duration::MAX).expect("undamaged").len(), 5, "those that are there");
+    assert_eq!(q.stats().open_items, 0);
+}
+
+#[test]
 fn k46_k47_many_open_items_end_in_any_order() {
     let w = world();
     let q = w.queue("q");
-    q.put_batch((0..10_000u32).map(|n| n.to_le_bytes())).expect("room");
-    let mut items = q.open_batch(10_000, Duration::ZERO).expect("undamaged");
+    q.put_batch((0..100_000u32).map(|n| n.to_le_bytes())).expect("room");
+    let mut items = q.open_batch(100_000, Duration::ZERO).expect("undamaged");
     let mut state = 7usize;
-    while items.len() > 5_000 {
+    while items.len() > 50_000 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let index = state % items.len();
         items.swap_remove(index).close().expect("marked");
     }
-    assert_eq!(q.stats().open_items, 5_000);
+    assert_eq!(q.stats().open_items, 50_000);
     drop(items);
-    assert_eq!(q.len(), 5_000);
+    assert_eq!(q.len(), 50_000);
     let mut last = 0;
     while let Some(item) = q.try_get().expect("undamaged") {
         assert!(item.id().get() > last);
