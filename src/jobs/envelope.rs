@@ -64,6 +64,8 @@ pub(crate) struct Envelope {
     pub(crate) ended: Option<(Ended, u64)>,
     /// Staged for this queue.
     pub(crate) queue: Option<String>,
+    /// Staged, and takes the place of the job that has its key by then.
+    pub(crate) replaces: bool,
     /// No job: the bytes behind are an item as it was met.
     pub(crate) raw: bool,
 }
@@ -207,7 +209,7 @@ impl Envelope {
                 field(tag, &[&word(time)]);
             }
         }
-        for (tag, is_so) in [(6, self.by_wall), (24, self.retrying), (26, self.raw)] {
+        for (tag, is_so) in [(6, self.by_wall), (24, self.retrying), (26, self.raw), (27, self.replaces)] {
             if is_so {
                 field(tag, &[]);
             }
@@ -359,6 +361,7 @@ impl Envelope {
             24 => self.retrying = true,
             25 => self.unknown_ms = Some(field.u64()?),
             26 => self.raw = true,
+            27 => self.replaces = true,
             MAY_SKIP.. => {}
             _ => return None,
         }
@@ -420,6 +423,7 @@ mod tests {
                 due_ms: times.1,
                 by_wall: yes,
                 retrying: no,
+                replaces: yes ^ no,
                 priority: Priority::ALL[usize::from(pick % 4)],
                 expires_ms: times.2,
                 key: no.then_some(Key {

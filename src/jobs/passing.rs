@@ -88,7 +88,8 @@ fn pass(hub: &Hub, item: OpenItem) -> Result<Option<Pushed>, JobError> {
     if delay.is_zero() {
         (envelope.due_ms, envelope.by_wall) = (None, false);
     }
-    let conflict = OnConflict::Keep;
+    let replaces = std::mem::take(&mut envelope.replaces);
+    let conflict = if replaces { OnConflict::Replace } else { OnConflict::Keep };
     let parcel = Parcel { queue: room.name.to_string(), envelope, value, delay, conflict, durability: None };
     let reserved = match &parcel.envelope.key {
         None => None,
@@ -98,6 +99,10 @@ fn pass(hub: &Hub, item: OpenItem) -> Result<Option<Pushed>, JobError> {
                 Ok(reserved) => Some(reserved),
                 Err(id) => {
                     count(&room.counters.duplicates);
+                    if replaces {
+                        // First, so that what is staged comes again after a crash in between, and changes nothing then.
+                        pushing::replace(hub, &room, id, &parcel)?;
+                    }
                     item.close()?;
                     return Ok(Some(Pushed { id, duplicate: true }));
                 }

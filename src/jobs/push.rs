@@ -150,7 +150,7 @@ pub struct Pushed {
 /// [`Ctx::finish_with`](crate::jobs::Ctx::finish_with).
 ///
 /// They may go to different queues. Up to 1,000 jobs of 64 MiB in all. Keys are looked at when they are pushed; a job whose key
-/// is taken then is left out.
+/// is taken then is left out, or takes the place of the other one ([`OnConflict::Replace`]).
 #[derive(Default)]
 pub struct Transaction {
     /// Envelopes, as they are put into the outbox.

@@ -186,7 +186,7 @@ pub(crate) fn pushed(hub: &Hub, room: &Room, id: JobId) {
 }
 
 /// Gives a job that waits for its first start another value and time.
-fn replace(hub: &Hub, room: &Arc<Room>, id: JobId, parcel: &Parcel) -> Result<(), JobError> {
+pub(crate) fn replace(hub: &Hub, room: &Arc<Room>, id: JobId, parcel: &Parcel) -> Result<(), JobError> {
     let Some((lane, queue)) = hub.queue_at(hub.whereabouts(id)) else {
         return Ok(());
     };
@@ -285,6 +285,7 @@ fn count_duplicate(room: &Room, pushed: Pushed) {
 /// Adds a job to a transaction.
 pub(crate) fn stage(hub: &Hub, tx: &mut Transaction, mut parcel: Parcel) -> Result<(), JobError> {
     parcel.envelope.queue = Some(parcel.queue.clone());
+    parcel.envelope.replaces = parcel.conflict == OnConflict::Replace;
     if parcel.envelope.due_ms.is_none() && !parcel.delay.is_zero() {
         parcel.envelope.due_ms = Some(time_ms(at(hub.now_ms().saturating_add(ms(parcel.delay)))));
     }

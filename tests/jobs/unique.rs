@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Barrier;
 
 use kestrel_core::jobs::{
-    Backoff, Cancelled, DeadReason, Done, Fail, Filter, JobId, OnConflict, Push, Pushed, Status, Transaction, Unique,
+    Backoff, Cancelled, Ctx, DeadReason, Done, Fail, Filter, JobId, OnConflict, Push, Pushed, Status, Transaction,
+    Unique,
 };
 
 use crate::common::*;
@@ -191,6 +192,43 @@ fn j24_the_last_of_many_replacements_holds() {
     );
     assert_eq!((log.take(), w.status(id)), (vec![51], Status::Finished));
     assert_eq!(w.stats("default").waiting, 0);
+}
+
+#[test]
+fn j24_a_staged_job_replaces_too_in_a_commit_and_at_the_end_of_another() {
+    let w = world();
+    let replace = Push::after(10 * SEC).on_conflict(OnConflict::Replace);
+    let id = w.jobs.push_with(&done("k", 1), &Push::after(HOUR)).unwrap().id;
+    let mut tx = Transaction::new();
+    w.jobs.stage(&mut tx, &done("k", 2), &replace).unwrap();
+    w.jobs.stage(&mut tx, &done("free", 3), &replace).unwrap();
+    let pushed = w.jobs.commit(tx).unwrap();
+    assert_eq!((pushed[0].id, pushed[0].duplicate, pushed[1].duplicate), (id, true, false));
+    let due = w.now() + 10 * SEC;
+    assert_eq!(w.status(id), Status::Scheduled { due });
+    // The job that ends would put both off.
+    let ends = |ctx: &Ctx, _: UntilStarted| {
+        let mut next = Transaction::new();
+        ctx.jobs().stage(&mut next, &done("k", 4), &Push::after(20 * SEC).on_conflict(OnConflict::Replace))?;
+        ctx.jobs().stage(&mut next, &done("free", 5), &Push::after(20 * SEC))?;
+        Ok(ctx.finish_with(next)?)
+    };
+    w.jobs.push(&started("other", 0)).unwrap();
+    assert_eq!(w.run(ends), 1);
+    assert_eq!(w.status(id), Status::Scheduled { due: w.now() + 20 * SEC });
+    for w in [w.killed(), w.reopened()] {
+        let log = Log::new();
+        for (time, starts) in [(10 * SEC, 1), (10 * SEC, 1), (HOUR, 0)] {
+            w.pass(time);
+            let seen = log.clone();
+            let run = w.run(move |ctx, job: UntilDone| {
+                seen.add((ctx.id(), job.0.1));
+                Ok(Done::Complete)
+            });
+            assert_eq!(run, starts);
+        }
+        assert_eq!(log.take(), [(pushed[1].id, 3), (id, 4)], "the one that was not to be replaced is as it was");
+    }
 }
 
 #[test]
