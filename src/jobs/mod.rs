@@ -280,13 +280,17 @@ impl Jobs {
 
     /// Takes a job that waits out of its queue; tells the handler of one that runs. It is not started again in either case.
     ///
+    /// Blocks for the device with [`Durability::Sync`](crate::Durability). The time for a delayed job grows with the number of those
+    /// that are delayed in its queue.
+    ///
     /// # Errors
     /// If the end could not be stored: the job is where it was.
     pub fn cancel(&self, id: JobId) -> Result<Cancelled, JobError> {
         self.hub.cancel(id)
     }
 
-    /// Makes a scheduled, snoozed or retrying job due now. `false`: it is not one of these.
+    /// Makes a scheduled, snoozed or retrying job due now. `false`: it is not one of these. Takes the time of a
+    /// [`cancel`](Jobs::cancel).
     ///
     /// # Errors
     /// If that could not be stored: the job is where it was.
@@ -302,6 +306,9 @@ impl Jobs {
 
     /// Lets dead jobs wait again, before the fresh ones of their priority. They keep their ids and bytes; attempts and crashes begin
     /// at 0 anew, and an expiry holds no more. Returns how many.
+    ///
+    /// Reads all dead jobs once. Each that is meant moves by itself, so that a crash leaves it in one place or the other: with
+    /// [`Durability::Sync`](crate::Durability) each waits for the device.
     ///
     /// # Errors
     /// [`JobError::EmptyFilter`]; else what stopped it, with the jobs before that moved.
