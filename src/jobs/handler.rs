@@ -63,6 +63,21 @@ impl From<()> for Done {
 /// }
 /// # }
 /// ```
+///
+/// A boxed error, or anyhow's, is no [`Error`](std::error::Error) itself and is turned by a word:
+///
+/// ```
+/// # use kestrel_core::jobs::{Ctx, Fail};
+/// fn parse(text: &str) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
+///     Ok(text.trim().parse()?)
+/// }
+///
+/// fn handle(ctx: &Ctx, text: String) -> Result<(), Fail> {
+///     let port = parse(&text).map_err(|error| Fail::retry(format!("{error:#}")))?;
+///     assert_ne!(port, 0);
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "return it"]
 pub struct Fail {
