@@ -68,15 +68,17 @@ impl Mapped {
         Ok(())
     }
 
-    /// Copies out a few bytes whose number is known beforehand, which then takes no call.
+    /// Copies out a few bytes whose number is known beforehand, which then takes no call. Into their place: in an answer they
+    /// would stand behind its tag, at an odd address, and be copied once more from there.
     #[inline]
-    pub(crate) fn copy_array<const N: usize>(&self, offset: usize) -> io::Result<[u8; N]> {
+    pub(crate) fn copy_array<const N: usize>(&self, offset: usize, bytes: &mut [u8; N]) -> io::Result<()> {
         self.check(offset, N)?;
         let base = self.raw.as_ptr();
         // SAFETY: contract 1 (checked above) and 2.
         let from = unsafe { base.add(offset) };
         // SAFETY: contract 1, 2, 3; an array of bytes has no alignment and no invalid values.
-        Ok(unsafe { std::ptr::read(from.cast::<[u8; N]>()) })
+        *bytes = unsafe { std::ptr::read(from.cast::<[u8; N]>()) };
+        Ok(())
     }
 
     /// Asks the processor for a cache line that is soon to be read. Outside of the mapping, and on other processors, nothing.
@@ -95,19 +97,20 @@ impl Mapped {
         let _ = offset;
     }
 
-    /// Copies out without zeroing the vector first.
+    /// Copies out, in place of what the vector has held, without zeroing it first.
     #[inline]
-    pub(crate) fn copy_vec(&self, offset: usize, len: usize) -> io::Result<Vec<u8>> {
+    pub(crate) fn copy_into(&self, offset: usize, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
         self.check(offset, len)?;
-        let mut bytes: Vec<u8> = Vec::with_capacity(len);
+        bytes.clear();
+        bytes.reserve_exact(len);
         let base = self.raw.as_ptr();
         // SAFETY: contract 1 (checked above) and 2.
         let from = unsafe { base.add(offset) };
-        // SAFETY: contract 1, 2, 3; the vector was allocated with room for `len` bytes.
+        // SAFETY: contract 1, 2, 3; the vector is empty and has room for `len` bytes.
         unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), len) };
         // SAFETY: the first `len` bytes were just written.
         unsafe { bytes.set_len(len) };
-        Ok(bytes)
+        Ok(())
     }
 
     #[inline]
@@ -195,8 +198,12 @@ mod tests {
         let mut out = [0; 13];
         map.copy_out(4090, &mut out).expect("in bounds");
         assert_eq!(&out, b"across a page");
-        assert_eq!(map.copy_vec(4090, 13).expect("in bounds"), b"across a page");
-        assert_eq!(&map.copy_array::<13>(4090).expect("in bounds"), b"across a page");
+        let mut bytes = b"what was there".to_vec();
+        map.copy_into(4090, 13, &mut bytes).expect("in bounds");
+        assert_eq!(bytes, b"across a page");
+        let mut out = [0; 13];
+        map.copy_array(4090, &mut out).expect("in bounds");
+        assert_eq!(&out, b"across a page");
         map.store_byte(8191, 7).expect("in bounds");
         assert_eq!(map.load_byte(8191).expect("in bounds"), 7);
     }
@@ -207,12 +214,12 @@ mod tests {
         for (offset, count) in [(4096, 1), (4095, 2), (usize::MAX, 1), (usize::MAX, 2), (0, 4097)] {
             assert!(map.copy_in(offset, &vec![0; count]).is_err());
             assert!(map.copy_out(offset, &mut vec![0; count]).is_err());
-            assert!(map.copy_vec(offset, count).is_err());
+            assert!(map.copy_into(offset, count, &mut Vec::new()).is_err());
         }
         for offset in [4096, 4089, usize::MAX] {
-            assert!(map.copy_array::<8>(offset).is_err());
+            assert!(map.copy_array(offset, &mut [0; 8]).is_err());
         }
-        assert!(map.copy_array::<8>(4088).is_ok());
+        assert!(map.copy_array(4088, &mut [0; 8]).is_ok());
         assert!(map.store_byte(4096, 0).is_err());
         assert!(map.load_byte(usize::MAX).is_err());
         assert!(map.copy_in(4096, &[]).is_ok());
@@ -225,7 +232,9 @@ mod tests {
         for offset in [0, 64, 4095, 4096, 1 << 40, usize::MAX] {
             map.prefetch(offset);
         }
-        assert_eq!(map.copy_vec(64, 9).expect("in bounds"), b"as it was");
+        let mut bytes = Vec::new();
+        map.copy_into(64, 9, &mut bytes).expect("in bounds");
+        assert_eq!(bytes, b"as it was");
     }
 
     #[test]

@@ -298,14 +298,10 @@ impl Map {
 
     /// Copies out a few bytes whose number is known beforehand.
     #[inline]
-    pub(crate) fn copy_array<const N: usize>(&self, offset: usize) -> io::Result<[u8; N]> {
+    pub(crate) fn copy_array<const N: usize>(&self, offset: usize, bytes: &mut [u8; N]) -> io::Result<()> {
         match self {
-            Map::Mapped(m) => m.copy_array(offset),
-            _ => {
-                let mut bytes = [0; N];
-                self.copy_out(offset, &mut bytes)?;
-                Ok(bytes)
-            }
+            Map::Mapped(m) => m.copy_array(offset, bytes),
+            _ => self.copy_out(offset, bytes),
         }
     }
 
@@ -318,15 +314,22 @@ impl Map {
     }
 
     /// Copies `len` bytes out into a fresh vector.
-    #[inline]
     pub(crate) fn copy_vec(&self, offset: usize, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.copy_into(offset, len, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Copies `len` bytes out, in place of what the vector has held.
+    #[inline]
+    pub(crate) fn copy_into(&self, offset: usize, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
         match self {
-            Map::Mapped(m) => m.copy_vec(offset, len),
+            Map::Mapped(m) => m.copy_into(offset, len, bytes),
             _ => {
                 check(offset, len, self.len())?;
-                let mut bytes = vec![0; len];
-                self.copy_out(offset, &mut bytes)?;
-                Ok(bytes)
+                bytes.clear();
+                bytes.resize(len, 0);
+                self.copy_out(offset, bytes)
             }
         }
     }

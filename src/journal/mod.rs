@@ -1102,9 +1102,14 @@ impl Journal {
     }
 
     /// Reads and checks a payload. `Ok(None)`: damaged.
-    #[inline]
     pub(crate) fn read(&self, segment: &Segment, place: &Place) -> io::Result<Option<Vec<u8>>> {
         segment.payload(place.offset, place.head_len, place.payload_len, place.payload_crc)
+    }
+
+    /// As [`Journal::read`], into a vector where the payload is to stay. `false`: damaged.
+    #[inline]
+    pub(crate) fn read_into(&self, segment: &Segment, place: &Place, payload: &mut Vec<u8>) -> io::Result<bool> {
+        segment.payload_into(place.offset, place.head_len, place.payload_len, place.payload_crc, payload)
     }
 
     /// Makes everything appended so far durable, and with `marks` also every lane; returns the last id covered.

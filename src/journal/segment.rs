@@ -232,14 +232,17 @@ impl Segment {
 
     /// As [`Segment::frame_at`], and in place where the frame is a header and a payload, as most are.
     #[inline(always)]
-    pub(crate) fn next_frame(&self, offset: u32, limit: u32) -> io::Result<Option<Frame>> {
+    pub(crate) fn next_frame(&self, offset: u32, limit: u32, found: &mut Option<Frame>) -> io::Result<()> {
         if u64::from(offset) + frame::HEADER_BYTES as u64 <= u64::from(self.len) {
-            let head = self.map.copy_array(offset as usize)?;
-            if let Some(frame) = frame::decode_plain(&head, self.salt, offset, limit) {
-                return Ok(Some(frame));
+            let mut head = [0; frame::HEADER_BYTES];
+            self.map.copy_array(offset as usize, &mut head)?;
+            *found = frame::decode_plain(&head, self.salt, offset, limit);
+            if found.is_some() {
+                return Ok(());
             }
         }
-        self.frame_at(offset, limit)
+        *found = self.frame_at(offset, limit)?;
+        Ok(())
     }
 
     /// Reads the frame at `offset`, which must end before `limit`. `Ok(None)`: the bytes there are no frame.
@@ -275,7 +278,7 @@ impl Segment {
     }
 
     /// Where the item of the frame at `offset` is.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn place(&self, offset: u32, frame: &Frame) -> Place {
         Place {
             id: frame.id.unwrap_or(self.first_id + u64::from(frame.ordinal)),
@@ -292,11 +295,23 @@ impl Segment {
     }
 
     /// Copies a payload out and checks the copy. `Ok(None)`: it is not what was put.
-    #[inline]
     pub(crate) fn payload(&self, offset: u32, head_len: u32, len: u32, crc: u32) -> io::Result<Option<Vec<u8>>> {
-        let at = offset as usize + head_len as usize;
-        let payload = self.map.copy_vec(at, len as usize)?;
-        Ok(frame::payload_valid(self.salt, crc, &payload).then_some(payload))
+        let mut payload = Vec::new();
+        Ok(self.payload_into(offset, head_len, len, crc, &mut payload)?.then_some(payload))
+    }
+
+    /// As [`Segment::payload`], into a vector where the payload is to stay; `false`: it is not what was put.
+    #[inline]
+    pub(crate) fn payload_into(
+        &self,
+        offset: u32,
+        head_len: u32,
+        len: u32,
+        crc: u32,
+        payload: &mut Vec<u8>,
+    ) -> io::Result<bool> {
+        self.map.copy_into(offset as usize + head_len as usize, len as usize, payload)?;
+        Ok(frame::payload_valid(self.salt, crc, payload))
     }
 
     /// Whether [`Segment::check_whole`] would have nothing to look at.

@@ -143,7 +143,11 @@ impl Core {
         }
         let rules = self.rules();
         match reader.pluck(&self.journal, rules, id) {
-            Ok(Some(taken)) => self.hand_out(reader, &taken, rules.now_ms, Mode::Pick),
+            Ok(Some(taken)) => {
+                let mut given = None;
+                self.hand_out(reader, &taken, rules.now_ms, Mode::Pick, &mut given)?;
+                Ok(given)
+            }
             Ok(None) => Ok(None),
             Err(error) => {
                 drop(reader);

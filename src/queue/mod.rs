@@ -285,11 +285,14 @@ impl Queue {
     }
 
     fn take(&self, patience: Patience) -> Result<Option<Item>, GetError> {
-        Ok(self.core.take_waiting(Mode::Get, patience)?.map(|given| given.item))
+        let mut given = None;
+        self.core.take_waiting(Mode::Get, patience, &mut given)?;
+        Ok(given.map(|given| given.item))
     }
 
     fn take_open(&self, patience: Patience) -> Result<Option<OpenItem>, GetError> {
-        let given = self.core.take_waiting(Mode::Open, patience)?;
+        let mut given = None;
+        self.core.take_waiting(Mode::Open, patience, &mut given)?;
         Ok(given.map(|given| OpenItem::new(Arc::clone(&self.core), given.item, given.serial)))
     }
 

@@ -140,8 +140,7 @@ impl Core {
         let mut ticket: Option<SpaceTicket<'_>> = None;
         let mut relieved = false;
         loop {
-            let tried = self.try_put(new, options, must_sync, &mut ticket, room, ids);
-            match tried {
+            match self.try_put(new, options, must_sync, &mut ticket, room, ids) {
                 Err(PutError::Full { limit: Limit::Disk, .. }) if self.free_drained() || self.make_disk_room() => {}
                 Err(PutError::NoSpace { .. }) if self.free_drained() => {}
                 Err(PutError::TooManyFiles { .. }) if !std::mem::replace(&mut relieved, true) => self.relieve_all(),

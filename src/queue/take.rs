@@ -41,12 +41,14 @@ impl Core {
     /// Takes an item for a consumer who does not wait, or for one whose ticket was called.
     #[inline(never)]
     pub(crate) fn take(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
-        self.take_inlined(mode, ticket)
+        let mut given = None;
+        let nothing = self.take_into(mode, ticket, &mut given)?;
+        Ok(given.map_or(nothing, Took::Item))
     }
 
-    /// In the caller that nobody waits in: an item is large, and each return would copy it.
+    /// An item is written where the caller wants it: it is large, and each return would copy it. Without one, the answer says why.
     #[inline(always)]
-    fn take_inlined(&self, mode: Mode, ticket: Option<&Ticket>) -> Result<Took, GetError> {
+    fn take_into(&self, mode: Mode, ticket: Option<&Ticket>, given: &mut Option<Given>) -> Result<Took, GetError> {
         let mut ticket = ticket;
         let mut relieved = false;
         loop {
@@ -84,7 +86,9 @@ impl Core {
             };
             // Before the look: what is shown after this, and missed by it, is promised when the ticket is back in the line.
             let seen = ticket.map(|_| reader.seen());
-            let taken = match reader.take_after(&self.journal, rules, ahead) {
+            let mut taken = None;
+            let looked = reader.take_after(&self.journal, rules, ahead, &mut taken);
+            let taken = match looked.map(|()| &taken) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
                     let finds = reader.finds();
@@ -125,13 +129,13 @@ impl Core {
             if let Some(ticket) = ticket.take() {
                 reader.line.leave(ticket);
             }
-            if let Some(given) = self.hand_out(reader, &taken, rules.now_ms, mode)? {
-                return Ok(Took::Item(given));
+            if self.hand_out(reader, taken, rules.now_ms, mode, given)? {
+                return Ok(Took::Nothing);
             }
         }
     }
 
-    /// Gives a consumer what was taken out of the waiting items. `None`: it is damaged and was given up.
+    /// Gives a consumer what was taken out of the waiting items. `false`: it is damaged and was given up.
     #[inline]
     pub(super) fn hand_out(
         &self,
@@ -139,12 +143,13 @@ impl Core {
         taken: &Taken,
         now_ms: u64,
         mode: Mode,
-    ) -> Result<Option<Given>, GetError> {
-        let place = taken.place;
+        given: &mut Option<Given>,
+    ) -> Result<bool, GetError> {
+        let place = &taken.place;
         let before = match taken.segment.lane(place.ordinal) {
             Ok(lane) => lane.unwrap_or(Lane::Waiting { starts: 0 }),
             Err(error) => {
-                reader.return_waiting(place);
+                reader.return_waiting(*place);
                 drop(reader);
                 return Err(self.take_error(TakeError::Io { segment: place.segment, offset: place.offset, error }));
             }
@@ -158,7 +163,7 @@ impl Core {
         let mut serial = 0;
         if mode != Mode::Get {
             reader.counts.transactions += 1;
-            serial = reader.hold(place, starts, now_ms);
+            serial = reader.hold(*place, starts, now_ms);
             if mode == Mode::Pick
                 && let Some(held) = reader.open.get_mut(&place.id)
             {
@@ -183,27 +188,36 @@ impl Core {
         }
 
         // The payload is copied without the lock: the segment cannot be freed while it is in hand.
-        match self.journal.read(&taken.segment, &place) {
-            Ok(Some(payload)) => {
-                if mode == Mode::Get {
-                    self.finish(&taken.segment, &place)
-                        .map_err(|error| self.undo(taken, mode, serial, before, Some(error)))?;
+        *given = Some(Given { item: unread(place, starts), serial });
+        let Some(Given { item, .. }) = given else {
+            return Ok(false);
+        };
+        let error = match self.journal.read_into(&taken.segment, place, &mut item.payload) {
+            Ok(true) => {
+                note_of(&taken.segment, place, item);
+                if mode != Mode::Get {
+                    return Ok(true);
                 }
-                let item = item_of(&taken.segment, &place, payload, starts);
-                Ok(Some(Given { item, serial }))
+                match self.finish(&taken.segment, place) {
+                    Ok(()) => return Ok(true),
+                    Err(error) => Some(error),
+                }
             }
-            Ok(None) if self.shared.salvage => {
+            Ok(false) if self.shared.salvage => {
+                *given = None;
                 let mut reader = self.reader.lock();
                 reader.release(place.id, serial);
                 reader.counts.damaged += 1;
                 reader.counts.get_hits -= 1;
                 drop(reader);
-                let _ = self.finish(&taken.segment, &place);
-                Ok(None)
+                let _ = self.finish(&taken.segment, place);
+                return Ok(false);
             }
-            Ok(None) => Err(self.undo(taken, mode, serial, before, None)),
-            Err(error) => Err(self.undo(taken, mode, serial, before, Some(error))),
-        }
+            Ok(false) => None,
+            Err(error) => Some(error),
+        };
+        *given = None;
+        Err(self.undo(taken, mode, serial, before, error))
     }
 
     /// An item that was taken and could not be read waits again, as if it had not been touched.
@@ -263,14 +277,20 @@ impl Core {
         Ok(())
     }
 
-    /// Takes an item, waiting in line if `patience` says so. `Ok(None)`: none came.
+    /// Takes an item, waiting in line if `patience` says so. `None` is left where none came.
     #[inline]
-    pub(crate) fn take_waiting(&self, mode: Mode, patience: Patience) -> Result<Option<Given>, GetError> {
+    pub(crate) fn take_waiting(
+        &self,
+        mode: Mode,
+        patience: Patience,
+        given: &mut Option<Given>,
+    ) -> Result<(), GetError> {
         self.may_take()?;
-        match self.take_inlined(mode, None)? {
-            Took::Item(given) => Ok(Some(given)),
-            Took::Nothing | Took::NotYet => self.wait(mode, patience),
+        self.take_into(mode, None, given)?;
+        if given.is_none() {
+            *given = self.wait(mode, patience)?;
         }
+        Ok(())
     }
 
     #[inline(never)]
@@ -578,21 +598,34 @@ impl Core {
 }
 
 /// The item at `place` with its stored payload.
+pub(super) fn item_of(segment: &Segment, place: &Place, payload: Vec<u8>, attempts: u32) -> Item {
+    let mut item = Item { payload, ..unread(place, attempts) };
+    note_of(segment, place, &mut item);
+    item
+}
+
+/// The item at `place` before its payload is read.
 #[inline]
-pub(super) fn item_of(segment: &Segment, place: &Place, mut payload: Vec<u8>, attempts: u32) -> Item {
-    let dead_letter = letters::read(segment, place, &payload).map(|note| {
-        payload.drain(..note.len);
-        let id = ItemId(note.id);
-        Box::new(DeadLetter { queue: note.queue, id, attempts: note.starts, reason: note.reason })
-    });
+fn unread(place: &Place, attempts: u32) -> Item {
     Item {
         id: place.id,
-        payload,
+        payload: Vec::new(),
         put_ms: place.put_ms,
         expiry_ms: place.expiry_ms,
         user_flags: place.user_flags,
         attempts,
-        dead_letter,
+        dead_letter: None,
+    }
+}
+
+/// Parts what is noted of a dead letter from the payload behind it.
+#[inline]
+fn note_of(segment: &Segment, place: &Place, item: &mut Item) {
+    if let Some(note) = letters::read(segment, place, &item.payload) {
+        item.payload.drain(..note.len);
+        let id = ItemId(note.id);
+        item.dead_letter =
+            Some(Box::new(DeadLetter { queue: note.queue, id, attempts: note.starts, reason: note.reason }));
     }
 }
 

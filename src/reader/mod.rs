@@ -17,6 +17,7 @@ pub(crate) mod leases;
 mod pluck;
 pub(crate) mod waiters;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
@@ -343,7 +344,7 @@ impl Reader {
             || (self.ring.len() < RING_MAX && self.ring_bytes + u64::from(payload_len) <= self.memory_bytes)
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, place: Place) {
         self.ring_bytes += u64::from(place.payload_len);
         if place.expiry_ms != NEVER_MS {
@@ -444,16 +445,22 @@ impl Reader {
         self.cursor.segment + 1
     }
 
-    /// Takes the first waiting item but `ahead`, which are promised to others: aborted ones by id, then the ring. `Ok(None)`:
-    /// nothing may be delivered now.
+    /// Takes the first waiting item but `ahead`, which are promised to others: aborted ones by id, then the ring. Nothing is
+    /// left in `taken` where nothing may be delivered now.
     #[inline]
     pub(crate) fn take_after(
         &mut self,
         journal: &Journal,
         rules: Rules<'_>,
         ahead: usize,
-    ) -> Result<Option<Taken>, TakeError> {
-        if ahead == 0 { self.take(journal, rules) } else { self.take_behind(journal, rules, ahead) }
+        taken: &mut Option<Taken>,
+    ) -> Result<(), TakeError> {
+        if ahead != 0 {
+            *taken = self.take_behind(journal, rules, ahead)?;
+        } else if !self.take_plain(rules, taken) {
+            *taken = self.take_any(journal, rules)?;
+        }
+        Ok(())
     }
 
     #[inline(never)]
@@ -473,34 +480,36 @@ impl Reader {
     }
 
     /// Takes the first waiting item.
-    #[inline]
     pub(crate) fn take(&mut self, journal: &Journal, rules: Rules<'_>) -> Result<Option<Taken>, TakeError> {
-        match self.take_plain(rules) {
-            Some(taken) => Ok(Some(taken)),
-            None => self.take_any(journal, rules),
-        }
+        let mut taken = None;
+        self.take_after(journal, rules, 0, &mut taken)?;
+        Ok(taken)
     }
 
     /// The first waiting item, if it can only be the ring's first, nothing about it is to be judged, and its segment is at hand.
     #[inline]
-    fn take_plain(&mut self, rules: Rules<'_>) -> Option<Taken> {
+    fn take_plain(&mut self, rules: Rules<'_>, taken: &mut Option<Taken>) -> bool {
         let may_be_other = !self.aborted.is_empty() || !self.deferred.is_empty();
         if may_be_other || self.max_age_ms != NEVER_MS || self.max_attempts != u32::MAX {
-            return None;
+            return false;
         }
-        let segment = self.current.as_ref()?;
-        let place = *self.ring.front()?;
+        let (Some(segment), Some(place)) = (&self.current, self.ring.front()) else {
+            return false;
+        };
         if place.expiry_ms != NEVER_MS || place.segment != segment.number || !segment.is_checked(rules.now_ms) {
-            return None;
+            return false;
         }
-        let segment = segment.clone();
+        *taken = Some(Taken { place: *place, segment: segment.clone() });
+        let Some(Taken { place, segment }) = taken else {
+            return false;
+        };
         self.ring.pop_front();
         self.ring_bytes -= u64::from(place.payload_len);
         if let Some(next) = self.ring.front().filter(|next| next.segment == segment.number) {
             segment.expect_payload(next);
         }
-        self.gone(&place);
-        Some(Taken { place, segment })
+        self.gone(place);
+        true
     }
 
     #[inline(never)]
@@ -780,12 +789,13 @@ impl Reader {
         };
         segment.check_whole(rules.now_ms).map_err(io)?;
         let end = segment.end();
-        let frame = segment.next_frame(at.offset, end).map_err(io)?.filter(|frame| frame.ordinal == at.ordinal);
-        let Some(frame) = frame else {
+        let mut found = None;
+        segment.next_frame(at.offset, end, &mut found).map_err(io)?;
+        let Some(frame) = found.as_ref().filter(|frame| frame.ordinal == at.ordinal) else {
             return self.read_over_damage(journal, segment, end, rules);
         };
         let next = at.offset + frame.total_len();
-        segment.expect_like(&frame, next);
+        segment.expect_like(frame, next);
         if !frame.kind.is_item() {
             self.cursor.offset = next;
             return Ok(true);
@@ -798,29 +808,29 @@ impl Reader {
         let lane = segment.lane(at.ordinal).map_err(io)?;
         if lane == Some(Lane::Done) || (!self.ahead.is_empty() && self.ahead.contains(&id)) {
             self.ahead.remove(&id);
-            self.pass(id, &frame, next);
+            self.pass(id, frame, next);
             return Ok(true);
         }
-        if !self.is_addressed(&frame) {
+        if !self.is_addressed(frame) {
             // It was marked when it was put, and a crash has taken the mark. Counted off then, if that was in this process.
             self.pass_over(journal, segment, at.ordinal).map_err(io)?;
             if id <= self.began.id {
-                self.gone(&segment.place(at.offset, &frame));
+                self.gone(&segment.place(at.offset, frame));
             }
-            self.pass(id, &frame, next);
+            self.pass(id, frame, next);
             return Ok(true);
         }
         // Also where it is due by now: among those that are, the time at which they became it decides.
         if frame.due_ms != 0 {
             let at = deferred::At { segment: at.segment, offset: at.offset, payload_len: frame.payload_len };
             self.deferred.push(frame.due_ms, id, at);
-            self.pass(id, &frame, next);
+            self.pass(id, frame, next);
             return Ok(true);
         }
         if !self.has_room(frame.payload_len) {
             return Ok(false);
         }
-        let place = segment.place(at.offset, &frame);
+        let place = segment.place(at.offset, frame);
         if expired == Expired::Done && self.is_expired(&place, rules) {
             if self.keeps_expired {
                 if !self.set_aside(place) {
@@ -834,7 +844,7 @@ impl Reader {
         } else {
             self.push(place);
         }
-        self.pass(id, &frame, next);
+        self.pass(id, frame, next);
         Ok(true)
     }
 
@@ -1076,9 +1086,9 @@ impl Reader {
 
     /// Ends an opening; `None`: it has ended before.
     pub(crate) fn release(&mut self, id: u64, serial: u64) -> Option<Held> {
-        match self.open.get(&id) {
-            Some(held) if held.serial == serial => {
-                let held = self.open.remove(&id)?;
+        match self.open.entry(id) {
+            Entry::Occupied(held) if held.get().serial == serial => {
+                let held = held.remove();
                 self.leases.end(held.due_ms, id);
                 Some(held)
             }

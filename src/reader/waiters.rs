@@ -68,7 +68,7 @@ pub(crate) struct Wakes(Vec<Arc<Waiter>>);
 
 impl Wakes {
     /// A waker is the user's code and may panic: not before all others are woken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn wake(self) {
         if !self.0.is_empty() {
             self.wake_all();

@@ -292,8 +292,8 @@ const BUGS_OF_SETS: &[Bug] = &[
     Bug(
         "an old opening ends a new one",
         "reader/mod.rs",
-        "Some(held) if held.serial == serial => {",
-        "Some(held) if PLANTED || held.serial == serial => {",
+        "Entry::Occupied(held) if held.get().serial == serial => {",
+        "Entry::Occupied(held) if PLANTED || held.get().serial == serial => {",
     ),
     Bug(
         "the archive is not asked",

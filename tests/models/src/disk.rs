@@ -239,18 +239,22 @@ impl Map {
         Ok(())
     }
 
-    pub fn copy_array<const N: usize>(&self, offset: usize) -> io::Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.copy_out(offset, &mut bytes)?;
-        Ok(bytes)
+    pub fn copy_array<const N: usize>(&self, offset: usize, bytes: &mut [u8; N]) -> io::Result<()> {
+        self.copy_out(offset, bytes)
     }
 
     pub fn prefetch(&self, _offset: usize) {}
 
     pub fn copy_vec(&self, offset: usize, len: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
-        self.copy_out(offset, &mut bytes)?;
+        let mut bytes = Vec::new();
+        self.copy_into(offset, len, &mut bytes)?;
         Ok(bytes)
+    }
+
+    pub fn copy_into(&self, offset: usize, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+        bytes.clear();
+        bytes.resize(len, 0);
+        self.copy_out(offset, bytes)
     }
 
     pub fn store_byte(&self, offset: usize, byte: u8) -> io::Result<()> {

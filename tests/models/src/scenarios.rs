@@ -387,8 +387,14 @@ fn id(given: Option<Given>) -> u64 {
     given.expect("an item").item.id().get()
 }
 
+fn get_within(core: &Core, patience: Patience) -> Result<Option<Given>, GetError> {
+    let mut given = None;
+    core.take_waiting(Mode::Get, patience, &mut given)?;
+    Ok(given)
+}
+
 fn get(core: &Core) -> u64 {
-    id(core.take_waiting(Mode::Get, Patience::Forever).expect("nothing fails"))
+    id(get_within(core, Patience::Forever).expect("nothing fails"))
 }
 
 /// As a future takes: `place` is its place in the line.
@@ -495,7 +501,7 @@ pub fn a_late_get_passes_its_promise_on() {
     let core = queue(os());
     let deadline = time::now() + Duration::from_secs(1);
     let other = Arc::clone(&core);
-    let late = spawn(move || other.take_waiting(Mode::Get, Patience::Until(deadline)).expect("nothing fails"));
+    let late = spawn(move || get_within(&other, Patience::Until(deadline)).expect("nothing fails"));
     let other = Arc::clone(&core);
     let waiting = spawn(move || get(&other));
     // Before the put, so that the promise may come at the very end of the wait.
@@ -514,7 +520,7 @@ pub fn a_late_get_passes_its_promise_on() {
 pub fn a_shut_queue_lets_everybody_go() {
     let core = queue(os());
     let other = Arc::clone(&core);
-    let consumer = spawn(move || other.take_waiting(Mode::Get, Patience::Forever).err());
+    let consumer = spawn(move || get_within(&other, Patience::Forever).err());
     core.shut(false);
     assert!(matches!(join(consumer), Some(GetError::Closed)));
 }
