@@ -71,6 +71,6 @@ fn run(config: Config) -> Result<(), AnyError> {
                 }
             });
         }
-        Ok(tokio::spawn(running.finish()).await??)
+        tokio::spawn(running.finish()).await?
     })
 }
