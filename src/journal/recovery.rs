@@ -210,15 +210,14 @@ impl<'a> Recovery<'a> {
         let mut unsynced = Vec::new();
         if !self.context.read_only {
             self.prove(dir, &mut found, &mut gone, &mut next_number, &mut unsynced)?;
-            if let Some(last) = found.values_mut().next_back()
-                && last.seal.map(|seal| seal.extent) != last.extent
-            {
-                let proven = last.proven_to >= last.extent.unwrap_or_default().end;
+            // The last one, and what a recovery left that ended between its copy and the seal of the segment that it copied from.
+            for open in found.values_mut().filter(|segment| segment.seal.map(|seal| seal.extent) != segment.extent) {
+                let proven = open.proven_to >= open.extent.unwrap_or_default().end;
                 // A durable seal proves what is older, too: not while anything is left for the next sync to prove. That
                 // takes this seal along.
                 let durable = proven && unsynced.is_empty() && !self.wishes.cache_promised;
-                Self::reseal(last, durable)?;
-                let number = last.header.number;
+                Self::reseal(open, durable)?;
+                let number = open.header.number;
                 if !durable && !unsynced.contains(&number) {
                     unsynced.push(number);
                 }
@@ -1068,8 +1067,10 @@ impl<'a> Recovery<'a> {
         let bytes = header::encode_seal(&seal, segment.header.salt);
         let file = segment.open(true).map_err(io)?;
         file.write_at(header::CLEAN_SEAL_AT as u64, &bytes).map_err(io)?;
-        if durable {
-            file.sync_data().map_err(io)?;
+        if durable && let Err(error) = file.sync_data() {
+            // It may be in the page cache for good and on the device never: the next recovery shall not believe it.
+            let _ = file.write_at(header::CLEAN_SEAL_AT as u64, &[0; header::SEAL_LEN]);
+            return Err(io(error));
         }
         segment.seal = Some(seal);
         Ok(())

@@ -1097,6 +1097,16 @@ fn f16_f19_f20_f24_every_step_fails_once() {
     tally.tell(seed);
 }
 
+/// A recovery moved the end of a segment into a new one and failed before it had sealed the old one; the next one served both, the
+/// new one was drained and freed, and the one after that found what had been moved, and delivered it again.
+#[test]
+fn a_recovery_that_ends_behind_its_copy_leaves_nothing_that_is_found_twice() {
+    let work = WORKLOADS.iter().find(|work| work.name == "delays and lives").expect("there");
+    let mut tally = Tally::default();
+    failing_steps(work, 1, true, 1, &mut tally).unwrap_or_else(|violation| panic!("{violation}"));
+    tally.tell(1);
+}
+
 #[test]
 fn what_a_recovery_discards_never_comes_back() {
     let seed = from_env("KESTREL_SEED", 1);
