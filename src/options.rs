@@ -731,6 +731,12 @@ impl PutOptions {
         Self::default()
     }
 
+    /// Whether the item has nothing but its payload.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.expiry == Expiry::Never && self.flags == 0 && self.delay.is_zero()
+    }
+
     /// The item expires this long after the put. Zero: it has expired at the next millisecond.
     #[must_use]
     pub fn expires_in(mut self, time: Duration) -> Self {

@@ -124,6 +124,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    #[inline(always)]
     fn flags(&self) -> u32 {
         let mut flags = 0;
         if self.id.is_some() {
@@ -145,16 +146,19 @@ impl Frame {
     }
 
     /// Bytes between the frame's offset and its payload.
+    #[inline(always)]
     pub(crate) fn head_len(&self) -> u32 {
         HEADER_BYTES as u32 + extension_len(self.kind, self.flags(), self.only.is_some())
     }
 
     /// Bytes from the frame's offset to the next frame's.
+    #[inline(always)]
     pub(crate) fn total_len(&self) -> u32 {
         frame_len(self.head_len(), self.payload_len)
     }
 }
 
+#[inline(always)]
 fn extension_len(kind: Kind, flags: u32, is_addressed: bool) -> u32 {
     let eights = (flags & FLAG_ID != 0) as u32 + (flags & FLAG_EXPIRY != 0) as u32 + (flags & FLAG_USER != 0) as u32;
     let behind = (kind == Kind::Deferred) as u32 + is_addressed as u32;
@@ -162,6 +166,7 @@ fn extension_len(kind: Kind, flags: u32, is_addressed: bool) -> u32 {
 }
 
 /// `payload_len` is at most 2^28, so nothing overflows.
+#[inline]
 pub(crate) fn frame_len(head_len: u32, payload_len: u32) -> u32 {
     (head_len + payload_len).next_multiple_of(ALIGN)
 }
@@ -175,7 +180,7 @@ pub(crate) fn payload_valid(salt: Salt, frame_crc: u32, payload: &[u8]) -> bool 
 }
 
 /// Writes header and extension into `out` and returns their length.
-#[inline]
+#[inline(always)]
 pub(crate) fn encode(frame: &Frame, salt: Salt, offset: u32, out: &mut [u8; HEADER_BYTES + EXTENSION_MAX]) -> usize {
     let flags = frame.flags();
     let words = [

@@ -493,6 +493,34 @@ impl Journal {
         Ok(write.next_id - 1)
     }
 
+    /// Appends an item of which nothing is to be said but its bytes, where the segment has room. `None`: nothing is done, and
+    /// [`append`](Self::append) takes it. What most items do not have is no question here, and is answered by the compiler.
+    #[inline]
+    pub(crate) fn append_plain(
+        &self,
+        tail: &mut Tail,
+        payload: &[u8],
+        put_ms: u64,
+    ) -> Option<Result<u64, AppendError>> {
+        let item = NewItem { payload, expiry_ms: NEVER_MS, due_ms: 0, user_flags: 0, moved: None, only: None };
+        let segment = tail.segment.as_deref()?;
+        let reach = u64::from(tail.end) + frame_bytes(&item);
+        let has_room = reach <= u64::from(tail.limit.min(tail.reach))
+            && !tail.ordinal.is_multiple_of(lane::BLOCK_LANES)
+            && put_ms.saturating_sub(segment.base_ms) <= u64::from(u32::MAX)
+            && tail.next_id < u64::MAX - 1
+            && segment.is_checked(put_ms);
+        if !has_room {
+            return None;
+        }
+        let mut write = Write::behind(tail);
+        if let Err(error) = write_item(segment, &mut write, item, Kind::Item, put_ms, None) {
+            return Some(Err(self.abandon(tail, error)));
+        }
+        self.advance(tail, write);
+        Some(Ok(write.next_id - 1))
+    }
+
     /// Appends all items or, after a crash at any point, none. Returns the last one's id.
     pub(crate) fn append_batch(&self, tail: &mut Tail, items: &[NewItem<'_>], put_ms: u64) -> Result<u64, AppendError> {
         let bytes = items.iter().map(frame_bytes).sum();
@@ -567,15 +595,7 @@ impl Journal {
             Ok(())
         });
         checked.map_err(|error| refused(segment.number, error))?;
-        Ok(Write {
-            end: tail.end,
-            ordinal: tail.ordinal,
-            next_id: tail.next_id,
-            payload_bytes: tail.payload_bytes,
-            last_ms: tail.last_ms,
-            intake: tail.intake,
-            addressed: 0,
-        })
+        Ok(Write::behind(tail))
     }
 
     /// Moves the tail behind what was written: only now do the frames exist for anyone else. Had a writer died before, the
@@ -1551,8 +1571,24 @@ struct Write {
     addressed: u32,
 }
 
-/// Writes the next frame behind what was written, or puts it at the end of what is to be written there.
-#[inline]
+impl Write {
+    #[inline]
+    fn behind(tail: &Tail) -> Write {
+        Write {
+            end: tail.end,
+            ordinal: tail.ordinal,
+            next_id: tail.next_id,
+            payload_bytes: tail.payload_bytes,
+            last_ms: tail.last_ms,
+            intake: tail.intake,
+            addressed: 0,
+        }
+    }
+}
+
+/// Writes the next frame behind what was written, or puts it at the end of what is to be written there. Inlined, so that who
+/// puts a plain item pays for nothing else.
+#[inline(always)]
 fn write_item(
     segment: &Segment,
     write: &mut Write,
@@ -1583,25 +1619,7 @@ fn write_item(
     };
     let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
     let head_len = frame::encode(&frame, segment.salt, write.end, &mut head);
-    let stored = (|| {
-        if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
-            segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
-        }
-        if item.only.is_some() {
-            // None of the queue's own, and before there is a frame: a process that dies in between leaves nothing to be met.
-            segment.mark_lost(write.ordinal)?;
-        }
-        match run {
-            Some(run) => {
-                run.extend_from_slice(&head[..head_len]);
-                run.extend_from_slice(item.payload);
-                run.resize(run.len().next_multiple_of(frame::ALIGN as usize), 0);
-                Ok(())
-            }
-            None => segment.write_frame(write.end, &head[..head_len], item.payload),
-        }
-    })();
-    stored.map_err(|error| refused(segment.number, error))?;
+    store(segment, write, &item, &head[..head_len], run).map_err(|error| refused(segment.number, error))?;
     write.end += frame.total_len();
     write.ordinal += 1;
     write.next_id += 1;
@@ -1617,7 +1635,34 @@ fn write_item(
     Ok(())
 }
 
+#[inline(always)]
+fn store(
+    segment: &Segment,
+    write: &Write,
+    item: &NewItem<'_>,
+    head: &[u8],
+    run: Option<&mut Vec<u8>>,
+) -> io::Result<()> {
+    if write.ordinal.is_multiple_of(lane::BLOCK_LANES) {
+        segment.begin_lane_block(write.ordinal / lane::BLOCK_LANES)?;
+    }
+    if item.only.is_some() {
+        // None of the queue's own, and before there is a frame: a process that dies in between leaves nothing to be met.
+        segment.mark_lost(write.ordinal)?;
+    }
+    match run {
+        Some(run) => {
+            run.extend_from_slice(head);
+            run.extend_from_slice(item.payload);
+            run.resize(run.len().next_multiple_of(frame::ALIGN as usize), 0);
+            Ok(())
+        }
+        None => segment.write_frame(write.end, head, item.payload),
+    }
+}
+
 /// Why the system did not do what an append needs.
+#[cold]
 fn refused(segment: u64, error: io::Error) -> AppendError {
     if crate::disk::is_no_space(&error) {
         return AppendError::NoSpace(error);
@@ -1629,6 +1674,7 @@ fn refused(segment: u64, error: io::Error) -> AppendError {
 }
 
 /// At most this many bytes of frame.
+#[inline(always)]
 fn frame_bytes(item: &NewItem<'_>) -> u64 {
     let user = item.user_flags != 0 || item.moved.is_some_and(|moved| moved.starts != 0);
     let extension = if item.expiry_ms != NEVER_MS { 8 } else { 0 }

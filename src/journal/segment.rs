@@ -121,7 +121,7 @@ impl Segment {
     }
 
     /// Payload first, header last, so that a half-written frame never has a valid header before its payload is there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn write_frame(&self, offset: u32, head: &[u8], payload: &[u8]) -> io::Result<()> {
         self.map.copy_in(offset as usize + head.len(), payload)?;
         fence(Ordering::Release);

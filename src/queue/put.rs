@@ -7,14 +7,14 @@ use crate::clock::Clock;
 use crate::error::{Limit, PutError};
 use crate::ids::{ItemId, NEVER_MS};
 use crate::journal::files::Way;
-use crate::journal::{AppendError, Moved, NewItem};
+use crate::journal::{AppendError, Moved, NewItem, Tail};
 use crate::options::{Durability, Expiry, PutOptions, QueueOptions, WhenFull};
 use crate::planted::{self, Bug};
 use crate::queue::core::{Core, OS, Patience, SYNC};
 use crate::queue::fanout::Goal;
 use crate::reader::waiters::{Ticket, Wakes};
 use crate::reader::{Finds, Reader};
-use crate::sync::Ordering;
+use crate::sync::{MutexGuard, Ordering};
 use crate::upkeep::Chore;
 
 /// What is put.
@@ -137,6 +137,29 @@ impl Core {
             return Err(PutError::ReadOnly);
         }
         let must_sync = self.must_sync(options.durability);
+        if let [payload] = new.payloads
+            && new.moved.is_none()
+            && options.is_plain()
+            && let Some(done) = self.put_plain(payload, must_sync)
+        {
+            let last = done?;
+            self.acknowledge(last, must_sync, no_wait)?;
+            return Ok(last);
+        }
+        self.put_any(new, options, must_sync, room, no_wait, ids)
+    }
+
+    /// Whatever is put, and whatever is in its way.
+    #[inline(never)]
+    fn put_any(
+        &self,
+        new: New<'_>,
+        options: &PutOptions,
+        must_sync: bool,
+        room: Room,
+        no_wait: bool,
+        ids: &mut Vec<ItemId>,
+    ) -> Result<ItemId, PutError> {
         let mut ticket: Option<SpaceTicket<'_>> = None;
         let mut relieved = false;
         loop {
@@ -147,11 +170,7 @@ impl Core {
                 Err(error) => return Err(error),
                 Ok(Some(last)) => {
                     drop(ticket);
-                    if must_sync && !no_wait {
-                        self.wait_durable(last.0)?;
-                    } else if must_sync {
-                        self.ring_sync();
-                    }
+                    self.acknowledge(last, must_sync, no_wait)?;
                     return Ok(last);
                 }
                 Ok(None) => {
@@ -163,6 +182,17 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Waits for the device where the durability asks for it, or has it asked.
+    #[inline(always)]
+    fn acknowledge(&self, last: ItemId, must_sync: bool, no_wait: bool) -> Result<(), PutError> {
+        if must_sync && !no_wait {
+            self.wait_durable(last.0)?;
+        } else if must_sync {
+            self.ring_sync();
+        }
+        Ok(())
     }
 
     /// Closes segments that nobody uses, in any queue of the set, after a sync where one is needed: their number has met the
@@ -272,6 +302,33 @@ impl Core {
             }
     }
 
+    /// Stores an item like most: for all, at once, without expiry and flags, where nothing limits but an item's size and the
+    /// segment has room. `None`: it is not like most, and nothing was done.
+    #[inline]
+    fn put_plain(&self, payload: &[u8], must_sync: bool) -> Option<Result<ItemId, PutError>> {
+        let mut tail = self.journal.tail.lock();
+        let max_item_size = self.only_limit.load(Ordering::Relaxed);
+        let is_plain = max_item_size != 0
+            && payload.len() as u64 <= u64::from(max_item_size)
+            && !tail.closed
+            && self.fanout.home.is_none()
+            && matches!(self.goal(), Goal::All)
+            && !self.fanout.has_named()
+            && self.shared.states.may_put().is_ok()
+            && self.journal.commit.failure().is_none();
+        if !is_plain {
+            return None;
+        }
+        let before = tail.next_id - 1;
+        match self.journal.append_plain(&mut tail, payload, self.shared.clock.now_ms())? {
+            Ok(last) => {
+                self.show((tail, ()), before, last, must_sync, 0, NEVER_MS);
+                Some(Ok(ItemId(last)))
+            }
+            Err(error) => Some(Err(self.append_error(error))),
+        }
+    }
+
     /// `Ok(None)`: no room; `ticket` stands in the line.
     fn try_put<'a>(
         &'a self,
@@ -379,7 +436,6 @@ impl Core {
         let expiry_ms = expiry_ms(options.expiry, put_ms, max_age_ms, &self.shared.clock);
         let due_ms = if options.delay.is_zero() { 0 } else { due_ms(options.delay, &self.shared.clock) };
         let item = |payload| NewItem { payload, expiry_ms, due_ms, user_flags: options.flags, moved, only };
-        let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let before = tail.next_id - 1;
         let last = if let [payload] = payloads {
             let id = self.journal.append(&mut tail, item(payload), put_ms).map_err(|e| self.append_error(e))?;
@@ -401,12 +457,30 @@ impl Core {
             }
             core.pass_by(&tail, payloads.len() as u64);
         }
+        self.show((tail, passed), before, last, must_sync, due_ms, expiry_ms);
+        self.each_named(|core| core.ring_expiry(expiry_ms));
+        Ok(Some(ItemId(last)))
+    }
+
+    /// Shows what was appended behind `before`, unless it must be durable first, and has done what it gives reason for. Holds
+    /// the tail until then, and what else was locked for the append.
+    #[inline(always)]
+    fn show(
+        &self,
+        (mut tail, others): (MutexGuard<'_, Tail>, impl Sized),
+        before: u64,
+        last: u64,
+        must_sync: bool,
+        due_ms: u64,
+        expiry_ms: u64,
+    ) {
+        let hide = must_sync && !planted::is(Bug::AckBeforeSync);
         let front = &self.journal.front;
         let is_shown = !hide && front.show_next(before, last);
         let is_awaited = is_shown && front.has_waiting();
         let arm = self.journal.wants_spare(&mut tail);
         let spent = std::mem::take(&mut tail.spent);
-        drop(passed);
+        drop(others);
         let crowded = std::mem::take(&mut tail.crowded);
         drop(tail);
         if due_ms != 0 {
@@ -429,11 +503,9 @@ impl Core {
         if expiry_ms != NEVER_MS || self.durability.load(Ordering::Relaxed) != OS {
             self.ring_tend();
         }
-        self.each_named(|core| core.ring_expiry(expiry_ms));
         if crowded {
             self.relieve();
         }
-        Ok(Some(ItemId(last)))
     }
 
     pub(super) fn append_error(&self, error: AppendError) -> PutError {
