@@ -1,4 +1,4 @@
-//! The long pages: [`architecture`], [`format`](mod@format), [`durability`], [`reliability`], and `jobs` with its feature.
+//! The long pages: [`architecture`], [`format`](mod@format), [`durability`], [`reliability`], [`speed`], and `jobs` with its feature.
 
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
@@ -11,6 +11,9 @@ pub mod durability {}
 
 #[doc = include_str!("reliability.md")]
 pub mod reliability {}
+
+#[doc = include_str!("speed.md")]
+pub mod speed {}
 
 #[cfg(feature = "jobs")]
 #[cfg_attr(docsrs, doc(cfg(feature = "jobs")))]

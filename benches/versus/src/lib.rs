@@ -3,5 +3,6 @@
 //! The benchmark itself (`bench/`) is a separate target, so that `table` can be built without any peer.
 
 pub mod figures;
+pub mod goals;
 pub mod markdown;
 pub mod plot;

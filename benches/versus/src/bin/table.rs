@@ -1,4 +1,4 @@
-//! Writes the README's table and the drawings from the figures on record. `--check` only tells whether they are up to date.
+//! Writes the README's table, that of the speed page and the drawings from the figures on record. `--check` only tells whether they are up to date.
 //!
 //! `cargo run -p versus --bin table [-- --check]`
 
@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use versus::figures::Figures;
-use versus::{markdown, plot};
+use versus::{goals, markdown, plot};
 
 const BEGIN: &str = "<!-- versus: begin (written by `cargo run -p versus --bin table`) -->\n";
 const END: &str = "<!-- versus: end -->\n";
+
+const PROFILE_BEGIN: &str = "<!-- profile: begin -->\n";
+const PROFILE_END: &str = "<!-- profile: end -->\n";
 
 fn main() -> ExitCode {
     let is_check = std::env::args().any(|word| word == "--check");
@@ -29,7 +32,12 @@ fn run(is_check: bool) -> Result<bool, Box<dyn std::error::Error>> {
     let figures = if stored.exists() { Figures::load(&stored)? } else { Figures::default() };
     let readme = here.join("../../README.md");
     let text = std::fs::read_to_string(&readme)?;
-    let mut files = vec![(readme, between(&text, &markdown::readme(&figures))?)];
+    let page = here.join("../../src/docs/speed.md");
+    let words = std::fs::read_to_string(&page)?;
+    let mut files = vec![
+        (readme, between(&text, &markdown::readme(&figures))?),
+        (page, between(&profiled(&words, here)?, &goals::page(&figures))?),
+    ];
     files.extend(plot::groups(&figures).into_iter().map(|(name, drawing)| (here.join(name), drawing)));
     let mut is_current = true;
     for (path, wanted) in files {
@@ -38,10 +46,18 @@ fn run(is_check: bool) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(is_current)
 }
 
+/// The speed page with the profile on record.
+fn profiled(page: &str, here: &Path) -> Result<String, Box<dyn std::error::Error>> {
+    let (before, rest) = page.split_once(PROFILE_BEGIN).ok_or("no marker where the profile begins")?;
+    let (_, after) = rest.split_once(PROFILE_END).ok_or("no marker where the profile ends")?;
+    let profile = std::fs::read_to_string(here.join("profile.txt"))?;
+    Ok(format!("{before}{PROFILE_BEGIN}\n```text\n{}\n```\n\n{PROFILE_END}{after}", profile.trim_end()))
+}
+
 /// The text with what stands between the markers replaced.
 fn between(text: &str, table: &str) -> Result<String, String> {
-    let begin = text.find(BEGIN).ok_or("README.md has no marker where the table begins")? + BEGIN.len();
-    let end = text.find(END).filter(|end| *end >= begin).ok_or("README.md has no marker where the table ends")?;
+    let begin = text.find(BEGIN).ok_or("no marker where the table begins")? + BEGIN.len();
+    let end = text.find(END).filter(|end| *end >= begin).ok_or("no marker where the table ends")?;
     Ok(format!("{}\n{table}\n{}", &text[..begin], &text[end..]))
 }
 
