@@ -1,6 +1,7 @@
 //! One item into several journals, or into none of them.
 
-use super::{AppendError, Journal, NewItem, Tail, frame_bytes, write_item};
+use super::append::{frame_bytes, write_item};
+use super::{AppendError, Journal, NewItem, Tail};
 use crate::format::frame::Kind;
 
 /// A journal, its end, and what it is to store.

@@ -72,7 +72,7 @@ const BUGS: &[Bug] = &[
     ),
     Bug(
         "seal is not asked",
-        "journal/mod.rs",
+        "journal/roll.rs",
         "tail.spent |= segment.seal();",
         "tail.spent |= segment.seal() && !PLANTED;",
     ),
@@ -240,19 +240,19 @@ const BUGS: &[Bug] = &[
     ),
     Bug(
         "freed by its old name",
-        "journal/mod.rs",
+        "journal/free.rs",
         "let given = self.context.pool.give(&dir.join(file_name(number, entry.named)), len, whole);",
         "let given = self.context.pool.give(&dir.join(file_name(number, entry.named && !PLANTED)), len, whole);",
     ),
     Bug(
         "freed twice",
-        "journal/mod.rs",
+        "journal/free.rs",
         "if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {",
         "if PLANTED && entry.is_none() && let Some(dir) = &self.context.dir { \
          first_error = first_error.and(self.context.pool.give(&dir.join(file_name(number, false)), len, false)); }\n            \
          if let (Some(entry), Some(dir)) = (entry, &self.context.dir) {",
     ),
-    Bug("cleared by half", "journal/mod.rs", "entry.cleared = true;", "entry.cleared = !PLANTED;"),
+    Bug("cleared by half", "journal/free.rs", "entry.cleared = true;", "entry.cleared = !PLANTED;"),
     Bug(
         "settled without a sync",
         "queue/core.rs",
@@ -322,7 +322,7 @@ const BUGS_OF_SETS: &[Bug] = &[
     ),
     Bug(
         "not synced since it was cleared",
-        "journal/mod.rs",
+        "journal/durable.rs",
         "self.sync_cleared()?;",
         "if !PLANTED { self.sync_cleared()?; }",
     ),
