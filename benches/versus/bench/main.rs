@@ -1,6 +1,6 @@
 //! kestrel-core beside other queues and beside the machine's limits, measured in turns.
 //!
-//! `cargo bench -p versus -- --quick` in two minutes, `cargo bench -p versus` in full (up to 40). Each subject runs in a process
+//! `cargo bench -p versus -- --quick` in two minutes, `cargo bench -p versus` in full (an hour). Each subject runs in a process
 //! and a fresh directory of its own, A B C A B C; the consumer checks order, length, sequence and bytes of every item, and
 //! who loses or reorders is shown as failed. Options:
 //!

@@ -112,6 +112,10 @@ pub fn page(figures: &Figures) -> String {
     if scale.lines().count() > 2 {
         let _ = write!(out, "\n{scale}");
     }
+    if !figures.latencies.is_empty() {
+        let table = crate::markdown::latencies(&figures.latencies);
+        let _ = write!(out, "\nLatency at a fixed rate, from when a put was due:\n\n{table}");
+    }
     out
 }
 

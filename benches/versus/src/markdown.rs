@@ -159,7 +159,8 @@ pub fn readme(figures: &Figures) -> String {
         out,
         "\n{command} wrote this table on {}: {} cores, {} GiB, {}, Linux {}. Medians, least and most of at least three runs, the \
          subjects in turns. Absolute figures hold for that machine only. All subjects of every row, with what each survives, are \
-         in [benches/versus/figures.json](benches/versus/figures.json).",
+         in [benches/versus/figures.json](benches/versus/figures.json); how far each is from its goal and why, and latencies at a \
+         fixed rate, in [src/docs/speed.md](src/docs/speed.md).",
         dates.join(", "),
         machine.cores,
         machine.memory_gib,
@@ -173,12 +174,6 @@ pub fn readme(figures: &Figures) -> String {
         if !lines.is_empty() {
             let _ = writeln!(out, "\n{title}:\n\n- {}", lines.join("\n- "));
         }
-    }
-    if !figures.latencies.is_empty() {
-        let _ = write!(out, "\nLatency at a fixed rate, from when a put was due:\n\n{}", latencies(&figures.latencies));
-    }
-    if figures.rows.iter().any(|row| row.group == SCALE) {
-        let _ = write!(out, "\n{}", scale(figures));
     }
     out
 }
