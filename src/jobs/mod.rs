@@ -134,7 +134,7 @@ pub struct JobsBuilder {
 const MAX_DELAYED: u64 = 1_000_000;
 
 impl JobsBuilder {
-    /// Most delayed jobs of a queue, retries included in the count but never refused. Each takes some 40 bytes of memory. Default:
+    /// Most delayed jobs of a queue, retries included in the count but never refused. Each takes some 50 bytes of memory. Default:
     /// 1,000,000.
     pub fn max_delayed(mut self, most: u64) -> Self {
         self.max_delayed = most;
@@ -280,8 +280,8 @@ impl Jobs {
 
     /// Takes a job that waits out of its queue; tells the handler of one that runs. It is not started again in either case.
     ///
-    /// Blocks for the device with [`Durability::Sync`](crate::Durability). The time for a delayed job grows with the number of those
-    /// that are delayed in its queue.
+    /// Blocks for the device with [`Durability::Sync`](crate::Durability). A delayed job is found by its id, however many there are;
+    /// for one whose delay has ended, and that has not started, the time grows with the number of such jobs in its queue.
     ///
     /// # Errors
     /// If the end could not be stored: the job is where it was.

@@ -51,7 +51,7 @@ impl Reader {
             } else if let Ok(at) = self.ring.binary_search_by_key(&id, |place| place.id) {
                 self.ring.remove(at);
                 self.pop_from_ring(&place);
-            } else if !self.deferred.remove(id) {
+            } else if !self.deferred.remove(id, place.payload_len) {
                 return Ok(None);
             }
         }
