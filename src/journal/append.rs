@@ -97,6 +97,29 @@ impl Write {
     }
 }
 
+impl Tail {
+    /// Whether the segment takes so many items more, of so many bytes of frames.
+    #[inline]
+    fn fits(&self, items: u64, bytes: u64, put_ms: u64) -> bool {
+        let Some(segment) = &self.segment else {
+            return false;
+        };
+        let last = u64::from(self.ordinal) + items;
+        let limit = if last <= u64::from(self.ordinal.next_multiple_of(lane::BLOCK_LANES)) {
+            self.limit
+        } else {
+            u32::try_from(last).map_or(0, |last| lane::frame_limit(segment.len, last))
+        };
+        self.ends_within(segment, limit, bytes, put_ms)
+    }
+
+    /// Whether so many bytes of frames end before `limit`, and can say when they were put.
+    #[inline]
+    fn ends_within(&self, segment: &Segment, limit: u32, bytes: u64, put_ms: u64) -> bool {
+        u64::from(self.end) + bytes <= u64::from(limit) && put_ms.saturating_sub(segment.base_ms) <= u64::from(u32::MAX)
+    }
+}
+
 impl Journal {
     /// Appends one item. On success it is in the page cache and the tail has moved past it. Returns its id.
     #[inline]
@@ -122,10 +145,8 @@ impl Journal {
     ) -> Option<Result<u64, AppendError>> {
         let item = NewItem { payload, expiry_ms: NEVER_MS, due_ms: 0, user_flags: 0, moved: None, only: None };
         let segment = tail.segment.as_deref()?;
-        let reach = u64::from(tail.end) + frame_bytes(&item);
-        let has_room = reach <= u64::from(tail.limit.min(tail.reach))
-            && !tail.ordinal.is_multiple_of(lane::BLOCK_LANES)
-            && put_ms.saturating_sub(segment.base_ms) <= u64::from(u32::MAX)
+        let has_room = !tail.ordinal.is_multiple_of(lane::BLOCK_LANES)
+            && tail.ends_within(segment, tail.limit.min(tail.reach), frame_bytes(&item), put_ms)
             && tail.next_id < u64::MAX - 1
             && segment.is_checked(put_ms);
         if !has_room {
@@ -184,21 +205,8 @@ impl Journal {
         if tail.next_id.checked_add(items).is_none_or(|next| next == u64::MAX) {
             return Err(AppendError::Exhausted);
         }
-        let fits = |tail: &Tail| {
-            let Some(segment) = &tail.segment else {
-                return false;
-            };
-            let last = u64::from(tail.ordinal) + items;
-            let limit = if last <= u64::from(tail.ordinal.next_multiple_of(lane::BLOCK_LANES)) {
-                tail.limit
-            } else {
-                u32::try_from(last).map_or(0, |last| lane::frame_limit(segment.len, last))
-            };
-            u64::from(tail.end) + bytes <= u64::from(limit)
-                && put_ms.saturating_sub(segment.base_ms) <= u64::from(u32::MAX)
-        };
         // The last segment may have been closed with room left in it.
-        let fits_now = fits(tail) || (self.wake_tail(tail)? && fits(tail));
+        let fits_now = tail.fits(items, bytes, put_ms) || (self.wake_tail(tail)? && tail.fits(items, bytes, put_ms));
         if !fits_now {
             self.roll(tail, items, bytes, put_ms)?;
         }
@@ -291,8 +299,9 @@ pub(super) fn write_item(
     Ok(())
 }
 
+/// Stores a frame, and before it what must stand in the lanes by then.
 #[inline(always)]
-pub(super) fn store(
+fn store(
     segment: &Segment,
     write: &Write,
     item: &NewItem<'_>,

@@ -137,42 +137,47 @@ impl Core {
             return Err(PutError::ReadOnly);
         }
         let must_sync = self.must_sync(options.durability);
-        if let [payload] = new.payloads
-            && new.moved.is_none()
-            && options.is_plain()
-            && let Some(done) = self.put_plain(payload, must_sync)
-        {
-            let last = done?;
-            self.acknowledge(last, must_sync, no_wait)?;
-            return Ok(last);
+        let tried = match new.payloads {
+            [payload] if new.moved.is_none() && options.is_plain() => self.put_plain(payload, must_sync),
+            _ => None,
+        };
+        let last = match tried {
+            Some(Ok(last)) => last,
+            Some(Err(error)) => self.put_any(Some(error), new, options, must_sync, room, ids)?,
+            None => self.put_any(None, new, options, must_sync, room, ids)?,
+        };
+        if must_sync && !no_wait {
+            self.wait_durable(last.0)?;
+        } else if must_sync {
+            self.ring_sync();
         }
-        self.put_any(new, options, must_sync, room, no_wait, ids)
+        Ok(last)
     }
 
-    /// Whatever is put, and whatever is in its way.
+    /// Whatever is put, and whatever is in its way; `refused`: what was at the first try.
     #[inline(never)]
     fn put_any(
         &self,
+        mut refused: Option<PutError>,
         new: New<'_>,
         options: &PutOptions,
         must_sync: bool,
         room: Room,
-        no_wait: bool,
         ids: &mut Vec<ItemId>,
     ) -> Result<ItemId, PutError> {
         let mut ticket: Option<SpaceTicket<'_>> = None;
         let mut relieved = false;
         loop {
-            match self.try_put(new, options, must_sync, &mut ticket, room, ids) {
+            let tried = match refused.take() {
+                Some(error) => Err(error),
+                None => self.try_put(new, options, must_sync, &mut ticket, room, ids),
+            };
+            match tried {
                 Err(PutError::Full { limit: Limit::Disk, .. }) if self.free_drained() || self.make_disk_room() => {}
                 Err(PutError::NoSpace { .. }) if self.free_drained() => {}
                 Err(PutError::TooManyFiles { .. }) if !std::mem::replace(&mut relieved, true) => self.relieve_all(),
                 Err(error) => return Err(error),
-                Ok(Some(last)) => {
-                    drop(ticket);
-                    self.acknowledge(last, must_sync, no_wait)?;
-                    return Ok(last);
-                }
+                Ok(Some(last)) => return Ok(last),
                 Ok(None) => {
                     // Refused for now, and in the line of those who wait for room.
                     let waits = ticket.as_ref().is_some_and(|t| t.ticket.sleep(room.deadline()));
@@ -182,17 +187,6 @@ impl Core {
                 }
             }
         }
-    }
-
-    /// Waits for the device where the durability asks for it, or has it asked.
-    #[inline(always)]
-    fn acknowledge(&self, last: ItemId, must_sync: bool, no_wait: bool) -> Result<(), PutError> {
-        if must_sync && !no_wait {
-            self.wait_durable(last.0)?;
-        } else if must_sync {
-            self.ring_sync();
-        }
-        Ok(())
     }
 
     /// Closes segments that nobody uses, in any queue of the set, after a sync where one is needed: their number has met the
@@ -303,7 +297,8 @@ impl Core {
     }
 
     /// Stores an item like most: for all, at once, without expiry and flags, where nothing limits but an item's size and the
-    /// segment has room. `None`: it is not like most, and nothing was done.
+    /// segment has room. `None`: it is not like most, and nothing was done. What [`try_put`](Self::try_put) refuses, and what it
+    /// does for readers, must be a reason for `None` here.
     #[inline]
     fn put_plain(&self, payload: &[u8], must_sync: bool) -> Option<Result<ItemId, PutError>> {
         let mut tail = self.journal.tail.lock();

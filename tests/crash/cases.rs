@@ -459,6 +459,20 @@ fn f14_a_drained_queue_takes_puts_again_on_a_full_disk() {
     assert_eq!(queue.try_get().expect("reads").map(|item| item.data().to_vec()), Some(vec![9; 1_000]));
 }
 
+/// Where files are not mapped, a store into a segment that has its length may find the medium full. The way of plain items told the
+/// caller at once.
+#[test]
+fn f14_a_store_that_finds_no_space_in_a_drained_queue_frees_its_segment_and_is_done_again() {
+    let disk = SimDisk::new(1);
+    let set = set_of(&disk);
+    let queue = set.queue("q").expect("opens");
+    queue.put("a").expect("room");
+    queue.try_get().expect("reads").expect("an item");
+    disk.fail(Op::Write, 0, 1, std::io::ErrorKind::StorageFull);
+    queue.put("b").expect("the segment of the first is free");
+    assert_eq!(queue.try_get().expect("reads").map(|item| item.data().to_vec()), Some(b"b".to_vec()));
+}
+
 #[test]
 fn k69_ids_that_a_power_cut_undid_stay_used_when_the_queue_is_deleted_unopened() {
     let disk = SimDisk::new(1);

@@ -52,7 +52,7 @@ const GOALS: [(&str, f64); 40] = [
     ("5 GB of 1 KiB through, one item in 1,000 never closed: disk without the pool to live", 2.0),
 ];
 
-pub fn goal(row: &Row) -> Option<f64> {
+fn goal(row: &Row) -> Option<f64> {
     GOALS.iter().find(|(name, _)| row.name == *name).map(|(_, goal)| *goal)
 }
 
@@ -63,14 +63,14 @@ fn reached(row: &Row) -> Option<f64> {
     part.is_finite().then_some(part)
 }
 
-/// The best sample of ours, where one that is lucky would do it.
+/// The best sample of ours: what the machine gave once.
 fn best(row: &Row) -> Option<f64> {
     let ours = row.ours().filter(|ours| ours.median().is_some())?;
     Some(if row.better == Better::Higher { ours.most() } else { ours.least() })
 }
 
 /// Every row with its goal: how far, and by which of the three measures it is met.
-pub fn table(figures: &Figures) -> String {
+fn table(figures: &Figures) -> String {
     let mut out =
         String::from("| row | ours, median (best) | goal | of the goal | of the best peer | of the limit | met |\n");
     out += "|---|---|---|---|---|---|---|\n";

@@ -1,4 +1,5 @@
-//! Writes the README's table, that of the speed page and the drawings from the figures on record. `--check` only tells whether they are up to date.
+//! Writes the README's table, the tables of the speed page and the drawings from what is on record. `--check` only tells whether
+//! they are up to date.
 //!
 //! `cargo run -p versus --bin table [-- --check]`
 
@@ -8,11 +9,12 @@ use std::process::ExitCode;
 use versus::figures::Figures;
 use versus::{goals, markdown, plot};
 
-const BEGIN: &str = "<!-- versus: begin (written by `cargo run -p versus --bin table`) -->\n";
-const END: &str = "<!-- versus: end -->\n";
+/// What stands around something written.
+type Markers = [&'static str; 2];
 
-const PROFILE_BEGIN: &str = "<!-- profile: begin -->\n";
-const PROFILE_END: &str = "<!-- profile: end -->\n";
+const FIGURES: Markers =
+    ["<!-- versus: begin (written by `cargo run -p versus --bin table`) -->\n", "<!-- versus: end -->\n"];
+const PROFILE: Markers = ["<!-- profile: begin -->\n", "<!-- profile: end -->\n"];
 
 fn main() -> ExitCode {
     let is_check = std::env::args().any(|word| word == "--check");
@@ -34,9 +36,10 @@ fn run(is_check: bool) -> Result<bool, Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(&readme)?;
     let page = here.join("../../src/docs/speed.md");
     let words = std::fs::read_to_string(&page)?;
+    let profile = format!("```text\n{}\n```\n", std::fs::read_to_string(here.join("profile.txt"))?.trim_end());
     let mut files = vec![
-        (readme, between(&text, &markdown::readme(&figures))?),
-        (page, between(&profiled(&words, here)?, &goals::page(&figures))?),
+        (readme, between(&text, FIGURES, &markdown::readme(&figures))?),
+        (page, between(&between(&words, FIGURES, &goals::page(&figures))?, PROFILE, &profile)?),
     ];
     files.extend(plot::groups(&figures).into_iter().map(|(name, drawing)| (here.join(name), drawing)));
     let mut is_current = true;
@@ -46,19 +49,11 @@ fn run(is_check: bool) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(is_current)
 }
 
-/// The speed page with the profile on record.
-fn profiled(page: &str, here: &Path) -> Result<String, Box<dyn std::error::Error>> {
-    let (before, rest) = page.split_once(PROFILE_BEGIN).ok_or("no marker where the profile begins")?;
-    let (_, after) = rest.split_once(PROFILE_END).ok_or("no marker where the profile ends")?;
-    let profile = std::fs::read_to_string(here.join("profile.txt"))?;
-    Ok(format!("{before}{PROFILE_BEGIN}\n```text\n{}\n```\n\n{PROFILE_END}{after}", profile.trim_end()))
-}
-
 /// The text with what stands between the markers replaced.
-fn between(text: &str, table: &str) -> Result<String, String> {
-    let begin = text.find(BEGIN).ok_or("no marker where the table begins")? + BEGIN.len();
-    let end = text.find(END).filter(|end| *end >= begin).ok_or("no marker where the table ends")?;
-    Ok(format!("{}\n{table}\n{}", &text[..begin], &text[end..]))
+fn between(text: &str, [begin, end]: Markers, new: &str) -> Result<String, String> {
+    let (before, rest) = text.split_once(begin).ok_or_else(|| format!("no marker {begin}"))?;
+    let (_, after) = rest.split_once(end).ok_or_else(|| format!("no marker {end}"))?;
+    Ok(format!("{before}{begin}\n{new}\n{end}{after}"))
 }
 
 /// Makes the file what it should be, or tells that it is not. The answer is whether all is well.
