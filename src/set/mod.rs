@@ -1,4 +1,4 @@
-//! A directory of queues: its lock, its registry, how it opens and closes.
+//! A directory of queues: its registry, its state, and how it closes. [`builder`] opens it, [`loading`] opens its queues.
 //!
 //! ```text
 //! <dir>/lock                     held while the set is open; the holder's process id
@@ -11,49 +11,40 @@
 //! ```
 
 mod alias;
+mod builder;
+mod loading;
 
 pub use alias::Alias;
+pub use builder::QueueSetBuilder;
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::clock::Clock;
-use crate::disk::{self, Disk, EntryKind, File, ForkGuard};
+use crate::disk::{self, Disk, File};
 use crate::error::{Error, GetError, OpenError, OptionsError, StateError, SyncError};
 use crate::format::alias::Aliases;
-use crate::format::header;
-use crate::format::meta::{self, QueueMeta, SetMeta};
-use crate::format::{Fault, VERSION, name};
+use crate::format::meta::{self, SetMeta};
+use crate::format::name;
 use crate::item;
-use crate::journal::files::{OpenFiles, Way};
-use crate::journal::moves::{Moves, Route};
+use crate::journal::SlotFile;
 use crate::journal::pool::Pool;
-use crate::journal::recovery::{Outcome, Recovery, Wishes};
-use crate::journal::{Context, Journal, MetaFile, SlotFile, ids_after_loss, write_new_file};
-use crate::options::{Durability, OnDamage, QueueOptions, QueueOverrides, ReaderOptions, State, StateOptions};
-use crate::planted::{self, Bug};
+use crate::options::{QueueOptions, QueueOverrides, State, StateOptions};
 use crate::queue::Queue;
-use crate::queue::archive::{Archive, RetiredSegment};
 use crate::queue::core::{Core, Patience, Shared};
-use crate::queue::fanout::Fanout;
 use crate::queue::handoff::Neighbours;
 use crate::queue::open_item::OpenItem;
-use crate::queue::state::States;
 use crate::queue::take::{Given, Mode, Took};
-use crate::reader::Reader;
 use crate::reader::waiters::{Wakes, sleep_any};
 use crate::stats::{RecoveryProgress, SetStats};
 use crate::sync::thread;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, RwLock};
-use crate::upkeep::{Chore, Upkeep};
-
-/// A quarter of the maps that a process may have by default.
-const OPEN_FILES_MAX: u64 = 16_384;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::upkeep::Chore;
+use loading::Want;
 
 type OnRecovery = Arc<dyn Fn(&RecoveryProgress) -> bool + Send + Sync>;
 
@@ -125,271 +116,6 @@ struct Slot {
 struct SetFile {
     meta: SetMeta,
     slots: SlotFile,
-}
-
-/// How a set is to be opened: [`QueueSet::builder`].
-///
-/// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let dir = tempfile::tempdir()?;
-/// use kestrel_core::{Durability, QueueOptions, QueueSet};
-/// let set = QueueSet::builder()
-///     .defaults(QueueOptions::default().durability(Durability::Os))
-///     .queue_options("payments", QueueOptions::default())
-///     .max_disk_bytes(1 << 30)
-///     .open(dir.path())?;
-/// assert_eq!(set.queue("logs")?.options().durability, Durability::Os);
-/// assert_eq!(set.queue("payments")?.options().durability, Durability::Sync);
-/// # Ok(())
-/// # }
-/// ```
-#[must_use = "a builder does nothing until `open`"]
-pub struct QueueSetBuilder {
-    defaults: QueueOptions,
-    overrides: HashMap<String, QueueOverrides>,
-    max_disk_bytes: u64,
-    pool_bytes: u64,
-    open_files: Option<u64>,
-    on_damage: OnDamage,
-    on_recovery: Option<OnRecovery>,
-    archive: Option<Archive>,
-    read_only: bool,
-    disk: Disk,
-}
-
-impl Default for QueueSetBuilder {
-    fn default() -> Self {
-        QueueSetBuilder {
-            defaults: QueueOptions::default(),
-            overrides: HashMap::new(),
-            max_disk_bytes: u64::MAX,
-            pool_bytes: 256 << 20,
-            open_files: None,
-            on_damage: OnDamage::Refuse,
-            on_recovery: None,
-            archive: None,
-            read_only: false,
-            disk: Disk::real(),
-        }
-    }
-}
-
-impl QueueSetBuilder {
-    /// Options of queues that have none of their own.
-    pub fn defaults(mut self, options: QueueOptions) -> Self {
-        self.defaults = options;
-        self
-    }
-
-    /// Options of one queue, or of one reader (`queue+reader`); they win over the defaults and over what the queue has stored.
-    pub fn queue_options(self, name: &str, options: QueueOptions) -> Self {
-        self.queue_overrides(name, options.into())
-    }
-
-    /// Some options of one queue, in place of what the queue has stored; the others follow the defaults.
-    pub fn queue_overrides(mut self, name: &str, own: QueueOverrides) -> Self {
-        self.overrides.insert(name.to_owned(), own);
-        self
-    }
-
-    /// Most bytes of segment files, spares included, over all queues that are loaded. A put that would need more is refused
-    /// with [`Limit::Disk`](crate::Limit::Disk), or drops oldest items where `when_full` says so. Default: no limit.
-    pub fn max_disk_bytes(mut self, bytes: u64) -> Self {
-        self.max_disk_bytes = bytes;
-        self
-    }
-
-    /// Most bytes of segments kept for re-use. Default: 256 MiB.
-    pub fn pool_bytes(mut self, bytes: u64) -> Self {
-        self.pool_bytes = bytes;
-        self
-    }
-
-    /// How many segment files the set holds open, each mapped once: idle ones beyond that are closed, and opened again when they
-    /// are used, least recently used first. At least 4. Default: half of the process's soft limit of open files (`ulimit -n`)
-    /// when the set is opened, at least 16 and at most 16,384, for the system allows about 65,000 maps a process.
-    ///
-    /// A segment that is in use, or that no sync has covered, stays open: a system tells an error of writing back only to those
-    /// who had the file open. So the number may be exceeded by one or two for each thread that puts or takes, and a set of more
-    /// busy queues than this syncs some of them to close their files, whatever their durability. If the process's limit is met
-    /// all the same, the call answers `TooManyFiles`, and nothing is lost.
-    pub fn open_files(mut self, files: u64) -> Self {
-        self.open_files = Some(files.max(4));
-        self
-    }
-
-    /// What to do with a damaged queue. Default: refuse to open that queue.
-    pub fn on_damage(mut self, choice: OnDamage) -> Self {
-        self.on_damage = choice;
-        self
-    }
-
-    /// Told while a queue is recovered, once per segment; answering `false` cancels ([`OpenError::Cancelled`]), and nothing
-    /// is changed. The callback may ask the set for all but the queue it is told of, and must not close it.
-    pub fn on_recovery(mut self, callback: impl Fn(&RecoveryProgress) -> bool + Send + Sync + 'static) -> Self {
-        self.on_recovery = Some(Arc::new(callback));
-        self
-    }
-
-    /// Shows every segment whose items are all done to `archive` before its file is used again or removed: to copy it, or its
-    /// items, to a place of their own.
-    ///
-    /// Called by the background thread, by a put that makes room, or by [`QueueSet::close`], without any lock held that the
-    /// callback could need; it must not close the set. While it answers an error, or panics, the segment stays and is shown again after a second. A
-    /// segment may be shown again after a crash; none is skipped, except those of a queue that is deleted.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let dir = tempfile::tempdir()?;
-    /// # let kept = tempfile::tempdir()?;
-    /// # let place = kept.path().to_owned();
-    /// let set = kestrel_core::QueueSet::builder()
-    ///     .archive(move |segment| {
-    ///         let name = format!("{}-{}", segment.queue(), segment.number());
-    ///         std::fs::copy(segment.path(), place.join(name)).map(|_| ())
-    ///     })
-    ///     .open(dir.path())?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn archive(mut self, callback: impl Fn(&RetiredSegment<'_>) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        self.archive = Some(Arc::new(callback));
-        self
-    }
-
-    /// Opens for looking only: creates nothing, takes no lock, changes nothing. `peek`, `len`, `names` and `stats` work. The
-    /// state shown is that of the moment in which a queue is first looked at.
-    pub fn read_only(mut self, read_only: bool) -> Self {
-        self.read_only = read_only;
-        self
-    }
-
-    #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn disk(mut self, disk: Disk) -> Self {
-        self.disk = disk;
-        self
-    }
-
-    /// A set on a simulated disk.
-    #[cfg(feature = "testing")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
-    pub fn simulated(self, disk: &crate::testing::SimDisk) -> Self {
-        self.disk(Disk::Sim(disk.clone()))
-    }
-
-    /// Opens the set in `dir`, creating it if there is none.
-    ///
-    /// Lists the queues; each is recovered when it is first used.
-    ///
-    /// # Errors
-    /// [`OpenError::Locked`], [`OpenError::ReadOnly`], [`OpenError::UnsupportedVersion`], [`OpenError::Corrupt`] for the set's
-    /// own header, [`OpenError::Options`] for options out of range, [`OpenError::Io`].
-    pub fn open(self, dir: impl AsRef<Path>) -> Result<QueueSet, OpenError> {
-        let dir = dir.as_ref();
-        self.defaults.check()?;
-        for (name, own) in &self.overrides {
-            check_name(name)?;
-            // A reader's are looked at together with those of its queue, once these are known.
-            if !name.contains('+') {
-                own.check_over(&self.defaults, name)?;
-            }
-        }
-        let disk = &self.disk;
-        let io = |error| open_error(dir, error);
-        let lock = if self.read_only {
-            None
-        } else {
-            // Also where the directory is there: whoever made it may have died before its name was durable.
-            let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && disk.list(dir).is_err();
-            let missing = dir.ancestors().take_while(is_missing).count();
-            disk.create_dir_all(dir).map_err(io)?;
-            for parent in dir.ancestors().skip(1).take(missing.max(1)) {
-                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-                match disk.sync_dir(parent) {
-                    // Somebody else's directory, which was there before.
-                    Err(error) if missing == 0 && error.kind() == io::ErrorKind::PermissionDenied => {}
-                    synced => synced.map_err(io)?,
-                }
-            }
-            Some(take_lock(disk, &dir.join("lock"))?)
-        };
-        let file = open_set_file(disk, dir, self.read_only)?;
-        let aliases = alias::load(disk, dir, file.meta.set_id)?;
-        let queues = dir.join("queues");
-        let pool_dir = dir.join("pool");
-        if !self.read_only {
-            for dir in [&queues, &pool_dir, &dir.join("trash")] {
-                disk.create_dir_all(dir).map_err(|e| open_error(dir, e))?;
-            }
-            disk.sync_dir(dir).map_err(io)?;
-            let trash = dir.join("trash");
-            if !disk.list(&trash).map_err(io)?.is_empty() {
-                // A queue that an earlier process was deleting must not come back without its files.
-                disk.sync_dir(&trash).map_err(io)?;
-                disk.sync_dir(&queues).map_err(io)?;
-            }
-            empty_trash(disk, &trash);
-        }
-        let mut names = BTreeMap::new();
-        list_queues(disk, &queues, &mut Vec::new(), &mut names).map_err(|e| open_error(&queues, e))?;
-        let files = OpenFiles::new(self.open_files.unwrap_or_else(|| open_files_default(disk)));
-        let pool =
-            Pool::open(disk.clone(), pool_dir.clone(), files, self.pool_bytes, self.max_disk_bytes, self.read_only)
-                .map_err(|e| open_error(&pool_dir, e))?;
-        let shared = Arc::new(Shared {
-            disk: disk.clone(),
-            clock: Clock::new(disk.clone()),
-            fork: ForkGuard::new(),
-            upkeep: Upkeep::start(disk).map_err(io)?,
-            closed: AtomicBool::new(false),
-            read_only: self.read_only,
-            states: States::new(match State::from_code(file.meta.state) {
-                Some(state) if !self.read_only => state,
-                _ => State::Up,
-            }),
-            defaults: RwLock::new(self.defaults),
-            changing_options: Mutex::new(()),
-            salvage: self.on_damage == OnDamage::Salvage,
-            moves: Moves::new(disk.clone(), dir, file.meta.set_id),
-            unmarked: AtomicBool::new(false),
-            settling: AtomicBool::new(false),
-            neighbours: OnceLock::new(),
-            archive: self.archive,
-        });
-        let set = QueueSet {
-            inner: Arc::new(Inner {
-                dir: dir.to_owned(),
-                set_id: file.meta.set_id,
-                boot_id: disk.boot_id(),
-                shared,
-                pool: Arc::new(pool),
-                overrides: self.overrides,
-                on_recovery: self.on_recovery,
-                registry: Mutex::new(names),
-                aliases: Mutex::new(aliases),
-                changing_aliases: Mutex::new(()),
-                meta: Mutex::new(file),
-                trash_unsynced: AtomicBool::new(false),
-                lock: Mutex::new(lock),
-                creates: AtomicU64::new(0),
-                deletes: AtomicU64::new(0),
-                expires: AtomicU64::new(0),
-                attached: Mutex::new(Vec::new()),
-            }),
-        };
-        let inner: Weak<Inner> = Arc::downgrade(&set.inner);
-        let _ = set.inner.shared.neighbours.set(inner);
-        if !self.read_only {
-            set.inner.settle_moves().map_err(|e| open_error(&dir.join("moves"), e))?;
-        }
-        Ok(set)
-    }
-}
-
-impl fmt::Debug for QueueSetBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueueSetBuilder").field("defaults", &self.defaults).finish_non_exhaustive()
-    }
 }
 
 impl QueueSet {
@@ -863,14 +589,6 @@ impl QueueSet {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Want<'a> {
-    Existing,
-    /// By the set itself, in whatever state it is.
-    Needed,
-    Create(Option<&'a QueueOverrides>),
-}
-
 impl Neighbours for Inner {
     fn queue(&self, name: &str) -> Result<Arc<Core>, OpenError> {
         self.load(name, Want::Needed)?.ok_or(OpenError::Closed)
@@ -950,163 +668,9 @@ impl Inner {
         let changed = SetMeta { state: state.code(), ..file.meta.clone() };
         store_set_meta(&mut file, changed)
     }
-
-    /// The queue of this name, or the reader `queue+reader`: the first `+` parts the two.
-    fn load(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
-        check_name(name)?;
-        let Some((queue, reader)) = name.split_once('+') else {
-            return self.load_queue(name, want);
-        };
-        let above = if let Want::Create(_) = want { Want::Create(None) } else { want };
-        let Some(home) = self.load_queue(queue, above)? else {
-            return Ok(None);
-        };
-        match want {
-            Want::Existing => Ok(home.named(reader)),
-            Want::Needed => home.named_or_new(reader, &ReaderOptions::new()).map(Some),
-            Want::Create(own) => {
-                let own = own.cloned().unwrap_or_default();
-                home.named_or_new(reader, &ReaderOptions::new().overrides(own)).map(Some)
-            }
-        }
-    }
-
-    /// What the builder says of the readers of a queue, by their names.
-    fn presets_of_readers(&self, queue: &str) -> BTreeMap<String, QueueOverrides> {
-        let of_queue =
-            |name: &String| name.split_once('+').filter(|(of, _)| *of == queue).map(|(_, name)| name.to_owned());
-        self.overrides.iter().filter_map(|(name, own)| Some((of_queue(name)?, own.clone()))).collect()
-    }
-
-    fn load_queue(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
-        let inner = self;
-        inner.check_open().map_err(|error| match error {
-            Error::Forked => OpenError::Forked,
-            _ => OpenError::Closed,
-        })?;
-        let (slot, is_new) = {
-            let mut registry = inner.registry.lock();
-            if inner.aliases.lock().contains_key(name) {
-                return Err(OpenError::Alias { name: name.to_owned() });
-            }
-            match registry.get(name) {
-                Some(slot) => (Arc::clone(slot), false),
-                None => match want {
-                    Want::Existing => return Ok(None),
-                    _ if inner.shared.read_only => {
-                        return Err(OpenError::ReadOnly { path: inner.dir.clone() });
-                    }
-                    Want::Create(_) if inner.shared.states.may_put().is_err() => {
-                        return Err(OpenError::State { state: inner.shared.states.in_force() });
-                    }
-                    Want::Create(_) | Want::Needed => {
-                        let slot = Arc::new(Slot::default());
-                        registry.insert(name.to_owned(), Arc::clone(&slot));
-                        (slot, true)
-                    }
-                },
-            }
-        };
-        let busy = slot.busy.lock();
-        if let Some(core) = slot.core.lock().clone() {
-            return Ok(Some(core));
-        }
-        // While we waited for the slot, the queue may have been deleted, or the set closed.
-        if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
-            drop(busy);
-            return self.load_queue(name, want);
-        }
-        if inner.shared.closed.load(Ordering::Acquire) {
-            return Err(OpenError::Closed);
-        }
-        let given = match want {
-            Want::Create(options) => options,
-            Want::Existing | Want::Needed => None,
-        };
-        inner.pool.files.make_room();
-        let opened = match inner.open_queue(name, given) {
-            Err(OpenError::TooManyFiles { .. }) => {
-                inner.pool.files.close_half(Way::AsIs);
-                inner.open_queue(name, given)
-            }
-            opened => opened,
-        };
-        match opened {
-            Ok((core, created)) => {
-                *slot.core.lock() = Some(Arc::clone(&core));
-                // The defaults may have changed while it was being loaded.
-                let _changing = inner.shared.changing_options.lock();
-                let own = core.own.lock().clone();
-                let options = core.options_over(&own, &inner.shared.defaults.read());
-                if let Ok(options) = options
-                    && !inner.shared.read_only
-                {
-                    core.adopt(options);
-                }
-                inner.creates.fetch_add(u64::from(created), Ordering::Relaxed);
-                Ok(Some(core))
-            }
-            Err(error) => {
-                if is_new {
-                    inner.registry.lock().remove(name);
-                }
-                Err(error)
-            }
-        }
-    }
 }
 
 impl Inner {
-    /// Marks what moved before a crash, and forgets the routes of it. Queues that do not open now are left to the next open of
-    /// the set; what is delivered of them meanwhile may be delivered twice.
-    fn settle_moves(&self) -> io::Result<()> {
-        let routes = self.shared.moves.found()?;
-        if routes.is_empty() {
-            return self.shared.moves.forget();
-        }
-        self.shared.settling.store(true, Ordering::Release);
-        let mut kept = Vec::new();
-        // The newest note of a pair counts.
-        let newest: BTreeMap<(&str, &str), u64> =
-            routes.iter().map(|route| ((route.from.as_str(), route.into.as_str()), route.floor)).collect();
-        for ((from, into), floor) in newest {
-            match self.settle_route(from, into, floor) {
-                Ok(()) => {}
-                Err(_) => kept.push(Route { from: from.to_owned(), into: into.to_owned(), floor }),
-            }
-        }
-        for route in &kept {
-            // The next open needs the note, and what it leads to.
-            self.shared.unmarked.store(true, Ordering::Release);
-            if let Ok(Some(into)) = self.load(&route.into, Want::Existing) {
-                into.keep_all();
-            }
-        }
-        let done = self.shared.moves.keep(kept);
-        self.shared.settling.store(false, Ordering::Release);
-        for core in self.loaded() {
-            core.ring_free();
-        }
-        done
-    }
-
-    fn settle_route(&self, from: &str, into: &str, floor: u64) -> Result<(), Error> {
-        let (Some(from), Some(into)) = (self.load(from, Want::Existing)?, self.load(into, Want::Existing)?) else {
-            // Whoever deletes a queue first makes the marks durable that it vouches for.
-            return Ok(());
-        };
-        let io = |source| Error::Io { path: self.dir.join("moves"), source };
-        let moved = into.successors_of(from.origin_id(), floor).map_err(io)?;
-        if !moved.is_empty() {
-            // A process that died may have left the new ones in the page cache only: they must not be less durable than the
-            // marks of the old ones.
-            into.sync_round()?;
-        }
-        from.forget_moved(&moved).map_err(io)?;
-        from.sync_round()?;
-        Ok(())
-    }
-
     fn check_open(&self) -> Result<(), Error> {
         if self.shared.fork.forked() {
             return Err(Error::Forked);
@@ -1123,265 +687,6 @@ impl Inner {
 
     fn loaded(&self) -> Vec<Arc<Core>> {
         self.slots().iter().filter_map(|slot| slot.core.lock().clone()).collect()
-    }
-
-    fn queue_dir(&self, name: &str) -> PathBuf {
-        let mut dir = self.dir.join("queues");
-        dir.extend(name::encode(name));
-        dir
-    }
-
-    /// Recovers or creates a queue; says whether it was created.
-    fn open_queue(&self, name: &str, given: Option<&QueueOverrides>) -> Result<(Arc<Core>, bool), OpenError> {
-        let disk = &self.shared.disk;
-        let dir = self.queue_dir(name);
-        let id_floor = self.meta.lock().meta.id_floor;
-        let preset = self.overrides.get(name).or(given);
-        let mut meta = match disk.open(&dir.join("meta"), !self.shared.read_only) {
-            Ok(file) => Some(self.read_meta(name, &dir, &file)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(open_error(&dir.join("meta"), error)),
-        };
-        if let Some(MetaFile { slots: Some(slots), .. }) = &meta
-            && slots.is_first()
-            && !self.shared.read_only
-            && !planted::is(Bug::UnsyncedNames)
-        {
-            // Whoever made it may have died, or failed, before its names were durable.
-            self.sync_names(&dir).map_err(|error| open_error(&dir, error))?;
-        }
-        let created = meta.is_none();
-        let own = match (&meta, preset) {
-            (_, Some(own)) => own.clone(),
-            (Some(file), None) => QueueOverrides::from_bytes(&file.meta.options).ok_or_else(|| OpenError::Corrupt {
-                queue: name.to_owned(),
-                path: dir.join("meta"),
-                segment: None,
-                offset: 0,
-                what: "options",
-            })?,
-            _ => QueueOverrides::default(),
-        };
-        let options = own.check_over(&self.shared.defaults.read(), name)?;
-        if !created && !options.journal {
-            return Err(OptionsError::Journal { queue: name.to_owned(), items: 0 }.into());
-        }
-        if meta.is_none() && self.shared.read_only {
-            return Err(OpenError::Io { path: dir.join("meta"), source: io::ErrorKind::NotFound.into() });
-        }
-        let meta = match meta.take() {
-            Some(meta) => meta,
-            None => self.create_meta(name, &dir, given, &options)?,
-        };
-        let create_ms = meta.meta.create_ms;
-        let context = Context {
-            disk: disk.clone(),
-            pool: Arc::clone(&self.pool),
-            dir: options.journal.then(|| dir.clone()),
-            set_id: self.set_id,
-            boot_id: self.boot_id,
-            queue: name.to_owned(),
-            read_only: self.shared.read_only,
-        };
-        let outcome = self.recover(&context, &dir, meta, &options, id_floor)?;
-        self.shared.clock.observe(outcome.newest_ms);
-        let unproven = !outcome.recovered.unsynced.is_empty();
-        let has_segments = !outcome.recovered.entries.is_empty();
-        let durability = options.durability;
-        let has_journal = options.journal;
-        let journal = Arc::new(Journal::new(context, outcome.recovered, options.segment_bytes));
-        let front = Arc::clone(&journal.front);
-        let reader = Reader::new(front, outcome.first, journal.newest(), outcome.items, outcome.bytes);
-        let core = Core::new(
-            name.to_owned(),
-            Arc::clone(&self.shared),
-            journal,
-            reader,
-            options.clone(),
-            outcome.report,
-            create_ms,
-            has_journal,
-            Fanout::of_queue(options.fanout_only, self.presets_of_readers(name)),
-        );
-        *core.own.lock() = own;
-        core.load_readers().inspect_err(|_| {
-            let (_, bytes, _) = core.journal.gauges();
-            self.pool.forget_bytes(bytes);
-        })?;
-        if !self.shared.read_only {
-            if unproven && durability != Durability::Os && !planted::is(Bug::ServeUnproven) {
-                core.sync_round().map_err(|error| {
-                    let (_, bytes, _) = core.journal.gauges();
-                    self.pool.forget_bytes(bytes);
-                    OpenError::Io {
-                        path: dir.clone(),
-                        source: match error {
-                            SyncError::Failed { source, .. } => io::Error::new(source.kind(), source),
-                            other => io::Error::other(other),
-                        },
-                    }
-                })?;
-            }
-            if has_segments {
-                core.ring_free();
-                core.apply(options);
-            }
-            core.ring_age();
-        }
-        Ok((core, created))
-    }
-
-    fn recover(
-        &self,
-        context: &Context,
-        dir: &Path,
-        meta: MetaFile,
-        options: &QueueOptions,
-        id_floor: u64,
-    ) -> Result<Outcome, OpenError> {
-        if context.dir.is_none() {
-            return Ok(Recovery::nothing(meta, id_floor));
-        }
-        let progress = |done, total| {
-            let Some(callback) = &self.on_recovery else {
-                return true;
-            };
-            callback(&RecoveryProgress { queue: context.queue.clone(), segments_done: done, segments_total: total })
-        };
-        let wishes = Wishes {
-            salvage: self.shared.salvage,
-            cache_promised: options.durability == Durability::Os,
-            segment_bytes: options.segment_bytes,
-            keep_cleared: self.shared.archive.is_some() || self.shared.settling.load(Ordering::Acquire),
-            id_floor,
-            progress: &progress,
-        };
-        Recovery::new(context, wishes).run(dir, meta)
-    }
-
-    fn read_meta(&self, name: &str, dir: &Path, file: &File) -> Result<MetaFile, OpenError> {
-        let path = dir.join("meta");
-        let corrupt =
-            |what| OpenError::Corrupt { queue: name.to_owned(), path: path.clone(), segment: None, offset: 0, what };
-        let bytes = read_small(file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
-        let slots = meta::decode_queue(&bytes).map_err(|fault| match fault {
-            Fault::Version(found) => OpenError::UnsupportedVersion { path: path.clone(), found, supported: VERSION },
-            Fault::Invalid(what) => corrupt(what),
-        })?;
-        if slots.newest.set_id != self.set_id {
-            return Err(corrupt("queue header (of another set)"));
-        }
-        if slots.newest.name != name {
-            return Err(corrupt("queue header (of another queue)"));
-        }
-        Ok(MetaFile {
-            meta: slots.newest,
-            slots: Some(SlotFile::new(&self.shared.disk, path, slots.sequence, slots.next_slot, false)),
-            closed: false,
-        })
-    }
-
-    fn create_meta(
-        &self,
-        name: &str,
-        dir: &Path,
-        given: Option<&QueueOverrides>,
-        options: &QueueOptions,
-    ) -> Result<MetaFile, OpenError> {
-        let disk = &self.shared.disk;
-        let io = |error| open_error(dir, error);
-        let meta = QueueMeta {
-            set_id: self.set_id,
-            queue_id: disk.random_u64().map_err(io)?,
-            create_ms: self.shared.clock.exact_ms(),
-            segment_floor: 1,
-            segment_last: 0,
-            next_id: self.meta.lock().meta.id_floor + 1,
-            clear_id: 0,
-            last_end: 0,
-            clean: true,
-            boot_id: self.boot_id,
-            freed: Vec::new(),
-            name: name.to_owned(),
-            options: given.map(QueueOverrides::to_bytes).unwrap_or_default(),
-        };
-        if !options.journal {
-            return Ok(MetaFile { meta, slots: None, closed: false });
-        }
-        disk.create_dir_all(dir).map_err(io)?;
-        for entry in disk.list(dir).map_err(io)? {
-            if entry.name.ends_with(".seg") {
-                return Err(OpenError::Corrupt {
-                    queue: name.to_owned(),
-                    path: dir.join("meta"),
-                    segment: None,
-                    offset: 0,
-                    what: "queue header (missing)",
-                });
-            }
-        }
-        let slot = meta::encode_queue(&meta, 1);
-        write_new_file(disk, dir, "meta", &slot).map_err(io)?;
-        self.sync_names(dir).map_err(io)?;
-        let slots = SlotFile::new(disk, dir.join("meta"), 1, 1, true);
-        Ok(MetaFile { meta, slots: Some(slots), closed: false })
-    }
-
-    /// Makes the names durable that lead to a queue's files: of its directory, and of those it is nested in; and before them
-    /// that an earlier queue of the same name has left.
-    fn sync_names(&self, dir: &Path) -> io::Result<()> {
-        let disk = &self.shared.disk;
-        if self.trash_unsynced.load(Ordering::Acquire) {
-            disk.sync_dir(&self.dir.join("trash"))?;
-            self.trash_unsynced.store(false, Ordering::Release);
-        }
-        let queues = self.dir.join("queues");
-        disk.sync_dir(dir)?;
-        for parent in dir.ancestors().skip(1).take_while(|parent| parent.starts_with(&queues)) {
-            disk.sync_dir(parent)?;
-        }
-        Ok(())
-    }
-
-    /// The highest id that a queue which is not loaded may have given out; generous where it cannot be read.
-    fn highest_id(&self, name: &str) -> u64 {
-        let disk = &self.shared.disk;
-        let dir = self.queue_dir(name);
-        let mut highest = 0;
-        let mut is_torn = false;
-        if let Ok(file) = disk.open(&dir.join("meta"), false)
-            && let Ok(bytes) = read_small(&file, meta::FILE_LEN)
-            && let Ok(slots) = meta::decode_queue(&bytes)
-        {
-            highest = slots.newest.next_id.saturating_sub(1);
-            is_torn = !slots.newest.clean && slots.newest.boot_id != self.boot_id;
-        }
-        for entry in disk.list(&dir).unwrap_or_default() {
-            let Ok(file) = disk.open(&dir.join(&entry.name), false) else {
-                continue;
-            };
-            if let Ok(page) = read_small(&file, header::PAGE)
-                && let Ok(header) = header::decode(&page)
-                && header.set_id == self.set_id
-            {
-                // No segment holds more items than it has bytes.
-                highest = highest.max(header.first_id.saturating_add(header.segment_bytes.into()));
-            }
-        }
-        match is_torn {
-            // As when it is opened: a power cut may have taken whole segments whose ids were told.
-            true => ids_after_loss(highest + 1) - 1,
-            false => highest,
-        }
-    }
-
-    fn raise_id_floor(&self, id: u64) -> io::Result<()> {
-        let mut file = self.meta.lock();
-        if id <= file.meta.id_floor {
-            return Ok(());
-        }
-        let raised = SetMeta { id_floor: id, ..file.meta.clone() };
-        store_set_meta(&mut file, raised)
     }
 
     /// The queue is gone when its directory has left; what is in it is removed afterwards, or at the next open. `false`: there
@@ -1474,10 +779,6 @@ impl fmt::Debug for QueueSet {
     }
 }
 
-fn open_files_default(disk: &Disk) -> u64 {
-    disk.open_files_max().map_or(OPEN_FILES_MAX, |max| (max / 2).clamp(16, OPEN_FILES_MAX))
-}
-
 /// Checks the name of a queue, or of a reader, `queue+reader`.
 fn check_name(name: &str) -> Result<(), OpenError> {
     let (queue, reader) = name.split_once('+').map_or((name, None), |(queue, reader)| (queue, Some(reader)));
@@ -1498,24 +799,6 @@ fn open_error(path: &Path, source: io::Error) -> OpenError {
     }
 }
 
-fn take_lock(disk: &Disk, path: &Path) -> Result<File, OpenError> {
-    match disk.lock(path) {
-        Ok(file) => {
-            // For the message of the next opener; the lock holds without it.
-            let _ = file.write_at(0, format!("{:<11}\n", std::process::id()).as_bytes());
-            Ok(file)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            let pid = disk.open(path, false).ok().and_then(|file| {
-                let text = String::from_utf8(read_small(&file, 12).ok()?).ok()?;
-                text.trim().parse().ok()
-            });
-            Err(OpenError::Locked { path: path.to_owned(), pid })
-        }
-        Err(error) => Err(open_error(path, error)),
-    }
-}
-
 /// Up to `max` bytes from the start of a file.
 fn read_small(file: &File, max: usize) -> io::Result<Vec<u8>> {
     let len = usize::try_from(file.len()?).unwrap_or(max).min(max);
@@ -1529,64 +812,6 @@ fn store_set_meta(file: &mut SetFile, changed: SetMeta) -> io::Result<()> {
     slots.prove(|sequence| meta::encode_set(meta, sequence))?;
     slots.store(|sequence| meta::encode_set(&changed, sequence))?;
     *meta = changed;
-    Ok(())
-}
-
-fn open_set_file(disk: &Disk, dir: &Path, read_only: bool) -> Result<SetFile, OpenError> {
-    let path = dir.join("set");
-    let corrupt =
-        |what| OpenError::Corrupt { queue: String::new(), path: path.clone(), segment: None, offset: 0, what };
-    match disk.open(&path, !read_only) {
-        Ok(file) => {
-            let bytes = read_small(&file, meta::FILE_LEN).map_err(|e| open_error(&path, e))?;
-            let slots = meta::decode_set(&bytes).map_err(|fault| match fault {
-                Fault::Version(found) => {
-                    OpenError::UnsupportedVersion { path: path.clone(), found, supported: VERSION }
-                }
-                Fault::Invalid(what) => corrupt(what),
-            })?;
-            let newest = slots.newest;
-            Ok(SetFile { meta: newest, slots: SlotFile::new(disk, path, slots.sequence, slots.next_slot, false) })
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
-            let queues = dir.join("queues");
-            if disk.list(&queues).is_ok_and(|entries| !entries.is_empty()) {
-                return Err(corrupt("set header (missing)"));
-            }
-            let io = |error| open_error(&path, error);
-            let set_id = || disk.random_u64().map(u128::from);
-            let set_id = set_id().map_err(io)? << 64 | set_id().map_err(io)?;
-            let meta = SetMeta { set_id, id_floor: 0, state: State::Up.code() };
-            write_new_file(disk, dir, "set", &meta::encode_set(&meta, 1)).map_err(io)?;
-            Ok(SetFile { meta, slots: SlotFile::new(disk, path, 1, 1, true) })
-        }
-        Err(error) => Err(open_error(&path, error)),
-    }
-}
-
-/// Finds the queues below `dir`; directories that no name is encoded to are not ours and are left alone.
-fn list_queues(
-    disk: &Disk,
-    dir: &Path,
-    parts: &mut Vec<String>,
-    names: &mut BTreeMap<String, Arc<Slot>>,
-) -> io::Result<()> {
-    for entry in disk.list(dir)? {
-        if entry.kind != EntryKind::Dir {
-            continue;
-        }
-        let goes_on = entry.name.ends_with('+');
-        parts.push(entry.name);
-        // A name of 200 bytes has at most three parts.
-        if goes_on && parts.len() < 4 {
-            if let Some(last) = parts.last() {
-                list_queues(disk, &dir.join(last), parts, names)?;
-            }
-        } else if let Some(name) = name::decode(parts) {
-            names.insert(name, Arc::default());
-        }
-        parts.pop();
-    }
     Ok(())
 }
 

@@ -303,7 +303,7 @@ const BUGS_OF_SETS: &[Bug] = &[
     ),
     Bug(
         "deleted ids come again",
-        "set/mod.rs",
+        "set/loading.rs",
         "if id <= file.meta.id_floor {",
         "if PLANTED || id <= file.meta.id_floor {",
     ),
