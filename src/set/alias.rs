@@ -104,7 +104,8 @@ impl fmt::Debug for Alias {
 
 impl QueueSet {
     /// Makes `name` stand for `targets`, now and after a restart: what is put to it is put to each of them. Replaces what the
-    /// alias stood for before. A target is a queue, which need not be there yet, or another alias.
+    /// alias stood for before. A target is a queue, which need not be there yet, or another alias; a reader of a queue is none,
+    /// since the queue's own name puts to all of its readers.
     ///
     /// An alias is no queue: [`queue`](QueueSet::queue), and with it every get and clear, answers [`OpenError::Alias`], and
     /// [`delete`](QueueSet::delete) [`Error::Alias`]. One alias stands for at most 1000 queues; all of them together

@@ -60,25 +60,24 @@ impl Inner {
     }
 
     pub(super) fn load_queue(&self, name: &str, want: Want<'_>) -> Result<Option<Arc<Core>>, OpenError> {
-        let inner = self;
-        inner.check_open().map_err(|error| match error {
+        self.check_open().map_err(|error| match error {
             Error::Forked => OpenError::Forked,
             _ => OpenError::Closed,
         })?;
         let (slot, is_new) = {
-            let mut registry = inner.registry.lock();
-            if inner.aliases.lock().contains_key(name) {
+            let mut registry = self.registry.lock();
+            if self.aliases.lock().contains_key(name) {
                 return Err(OpenError::Alias { name: name.to_owned() });
             }
             match registry.get(name) {
                 Some(slot) => (Arc::clone(slot), false),
                 None => match want {
                     Want::Existing => return Ok(None),
-                    _ if inner.shared.read_only => {
-                        return Err(OpenError::ReadOnly { path: inner.dir.clone() });
+                    _ if self.shared.read_only => {
+                        return Err(OpenError::ReadOnly { path: self.dir.clone() });
                     }
-                    Want::Create(_) if inner.shared.states.may_put().is_err() => {
-                        return Err(OpenError::State { state: inner.shared.states.in_force() });
+                    Want::Create(_) if self.shared.states.may_put().is_err() => {
+                        return Err(OpenError::State { state: self.shared.states.in_force() });
                     }
                     Want::Create(_) | Want::Needed => {
                         let slot = Arc::new(Slot::default());
@@ -93,22 +92,22 @@ impl Inner {
             return Ok(Some(core));
         }
         // While we waited for the slot, the queue may have been deleted, or the set closed.
-        if !inner.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
+        if !self.registry.lock().get(name).is_some_and(|current| Arc::ptr_eq(current, &slot)) {
             drop(busy);
             return self.load_queue(name, want);
         }
-        if inner.shared.closed.load(Ordering::Acquire) {
+        if self.shared.closed.load(Ordering::Acquire) {
             return Err(OpenError::Closed);
         }
         let given = match want {
             Want::Create(options) => options,
             Want::Existing | Want::Needed => None,
         };
-        inner.pool.files.make_room();
-        let opened = match inner.open_queue(name, given) {
+        self.pool.files.make_room();
+        let opened = match self.open_queue(name, given) {
             Err(OpenError::TooManyFiles { .. }) => {
-                inner.pool.files.close_half(Way::AsIs);
-                inner.open_queue(name, given)
+                self.pool.files.close_half(Way::AsIs);
+                self.open_queue(name, given)
             }
             opened => opened,
         };
@@ -116,20 +115,20 @@ impl Inner {
             Ok((core, created)) => {
                 *slot.core.lock() = Some(Arc::clone(&core));
                 // The defaults may have changed while it was being loaded.
-                let _changing = inner.shared.changing_options.lock();
+                let _changing = self.shared.changing_options.lock();
                 let own = core.own.lock().clone();
-                let options = core.options_over(&own, &inner.shared.defaults.read());
+                let options = core.options_over(&own, &self.shared.defaults.read());
                 if let Ok(options) = options
-                    && !inner.shared.read_only
+                    && !self.shared.read_only
                 {
                     core.adopt(options);
                 }
-                inner.creates.fetch_add(u64::from(created), Ordering::Relaxed);
+                self.creates.fetch_add(u64::from(created), Ordering::Relaxed);
                 Ok(Some(core))
             }
             Err(error) => {
                 if is_new {
-                    inner.registry.lock().remove(name);
+                    self.registry.lock().remove(name);
                 }
                 Err(error)
             }
