@@ -1,5 +1,8 @@
 //! All options of a queue and of a put, their defaults, their rules, and how a queue's header stores them.
 
+#[cfg(feature = "serde")]
+mod form;
+
 use std::time::{Duration, SystemTime};
 
 use crate::error::OptionsError;
@@ -25,7 +28,6 @@ const ATTEMPTS_MAX: u32 = STARTS_MAX as u32;
 ///
 /// A queue without a journal ([`QueueOptions::journal`]) keeps nothing beyond the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Durability {
     /// `put` returns once the item is on the device. Concurrent puts share one sync (group commit). A consumer gets such
     /// an item only when it is durable, so nobody acts on an item that a power cut could still unmake.
@@ -39,7 +41,7 @@ pub enum Durability {
 
 /// What a put does in a full queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WhenFull {
     /// The put fails with [`PutError::Full`](crate::PutError::Full).
     #[default]
@@ -52,7 +54,7 @@ pub enum WhenFull {
 
 /// What opening does with a queue whose journal is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum OnDamage {
     /// That queue does not open ([`OpenError::Corrupt`](crate::OpenError::Corrupt)); others do. Nothing is changed.
     #[default]
@@ -72,7 +74,7 @@ pub enum OnDamage {
 /// `close_into` and `dead_letter` store an item, and so are refused like a put; the item stays open. Statistics, options, `sync`
 /// and the set's own upkeep (syncs, expiry, ended leases, dead letters) go on in every state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum State {
     /// Everything is allowed.
     #[default]
@@ -137,6 +139,13 @@ impl StateOptions {
 ///
 /// Start from the default and set what differs, by field or by the method of the same name.
 ///
+/// # In a file of settings
+///
+/// With the feature `serde` they are read from TOML, JSON and their kind, and written to it. A time is a number of milliseconds
+/// under a name that says so: `max_age_ms`, `lease_ms`, `max_queue_age_ms`. "No limit" is the word `"none"` or a null, and the
+/// empty text where a queue is named. `durability` is `"sync"`, `"os"`, or the period in milliseconds; `when_full` is
+/// `"refuse"`, `"drop_oldest"` or `"wait"`. Unknown names are an error; a field that is not named has its default.
+///
 /// ```
 /// use kestrel_core::{Durability, QueueOptions, WhenFull};
 /// let options = QueueOptions::default().max_items(1000).when_full(WhenFull::DropOldest).durability(Durability::Os);
@@ -148,8 +157,10 @@ impl StateOptions {
 pub struct QueueOptions {
     /// Most items waiting; open ones do not count. Expired items are removed before a put is refused or drops one, except
     /// those beyond `memory_bytes`, which count until they are read. Default: no limit.
+    #[cfg_attr(feature = "serde", serde(with = "form::limit"))]
     pub max_items: Option<u64>,
     /// Most payload bytes waiting; a put that would exceed it does not happen. Default: no limit.
+    #[cfg_attr(feature = "serde", serde(with = "form::limit"))]
     pub max_bytes: Option<u64>,
     /// Largest payload in bytes; at most 256 MiB - 8 KiB. Default: 1 MiB.
     pub max_item_size: u32,
@@ -157,6 +168,7 @@ pub struct QueueOptions {
     pub when_full: WhenFull,
     /// An item expires this long after its put, if not earlier by its own expiry. Lowering it later affects the items
     /// that wait; raising it does not. Default: never.
+    #[cfg_attr(feature = "serde", serde(rename = "max_age_ms", with = "form::limit"))]
     pub max_age: Option<Duration>,
     /// Most expired items that one background round removes. Default: 10,000.
     pub max_expire_sweep: u32,
@@ -171,14 +183,17 @@ pub struct QueueOptions {
     pub journal: bool,
     /// How long a consumer may hold an item open; then it comes back as by an abort, unless
     /// [`extend`](crate::OpenItem::extend)ed in time. In steps of a ms; affects items opened later. Default: without end.
+    #[cfg_attr(feature = "serde", serde(rename = "lease_ms", with = "form::limit"))]
     pub lease: Option<Duration>,
     /// How often an item is started at most, on disk counted up to 31. When the last of these starts ends without a close,
     /// by abort, drop, an ended lease or the death of the process, the item moves to the queue named by `dead_letters`,
     /// which must be set too. Default: no limit.
+    #[cfg_attr(feature = "serde", serde(with = "form::limit"))]
     pub max_attempts: Option<u32>,
     /// The queue of the same set that takes items whose `max_attempts` are used up or that are given up by
     /// [`dead_letter`](crate::OpenItem::dead_letter). It is created when first needed. Where the set's defaults name a queue
     /// here, that queue itself has no limit of attempts and no dead letters. Default: none.
+    #[cfg_attr(feature = "serde", serde(with = "form::limit"))]
     pub dead_letters: Option<String>,
     /// The queue of the same set that expired items move to, once each also across a crash, in order and without an expiry: its
     /// own `max_age`, counted from the move, may give them one. It is created when first needed, and named anew each time: an
@@ -186,11 +201,13 @@ pub struct QueueOptions {
     /// aside and tried again once a second; behind those, an expired item holds up what comes after it. A queue may name itself;
     /// its expired items then go to its end. What moves here is put: all readers of the other queue get it. Each reader moves what
     /// expires for it; one of the queue that is named keeps its own. Default: none, expired items are removed.
+    #[cfg_attr(feature = "serde", serde(with = "form::limit"))]
     pub expire_to: Option<String>,
     /// The queue is deleted when it was created longer ago than this and is empty: no item waits, is held open or is about to
     /// move, and nobody waits for one. Its age goes on over a reopen. Looked at once a second, from the time at which the queue
     /// is first used in a process, while the set's state is `Up`; handles of it answer `Closed` then. The same must hold for each of
     /// its readers, which go with it. Default: never.
+    #[cfg_attr(feature = "serde", serde(rename = "max_queue_age_ms", with = "form::limit"))]
     pub max_queue_age: Option<Duration>,
     /// `true`: items put go to the queue's [readers](crate::Queue::reader) only. The queue itself gets none and stays empty, but
     /// for what it held before, so its limits refuse nothing; without any reader a put is answered, counted as
@@ -344,15 +361,15 @@ impl QueueOptions {
 }
 
 macro_rules! overrides {
-    ($($name:ident: $type:ty $(, $serde:literal)?;)*) => {
+    ($($name:ident: $type:ty $(, $form:literal $(as $called:literal)?)?;)*) => {
         /// The options of one queue that differ from the set's defaults: a field that is `None` follows them, also when they
         /// change ([`QueueSet::set_defaults`](crate::QueueSet::set_defaults)). Where an option may be absent, `Some(None)` says
         /// that it is, whatever the defaults say.
         ///
         /// Made from [`QueueOptions`] it overrides every option.
         ///
-        /// With the feature `serde` it can be read from a file of settings. A field that is not named follows the defaults; "no
-        /// limit" is the word `"none"` or a null, and the empty text where a queue is named. Unknown names are an error.
+        /// With the feature `serde` it can be read from a file of settings, in the words of
+        /// [`QueueOptions`](QueueOptions#in-a-file-of-settings); a field that is not named follows the defaults.
         ///
         /// ```
         /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -374,7 +391,7 @@ macro_rules! overrides {
             $(
                 #[doc = concat!("[`QueueOptions::", stringify!($name), "`](QueueOptions#structfield.", stringify!($name), ").")]
                 #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
-                $(#[cfg_attr(feature = "serde", serde(with = $serde))])?
+                $(#[cfg_attr(feature = "serde", serde(with = $form $(, rename = $called)?))])?
                 pub $name: Option<$type>,
             )*
         }
@@ -404,21 +421,21 @@ macro_rules! overrides {
 }
 
 overrides! {
-    max_items: Option<u64>, "or_none";
-    max_bytes: Option<u64>, "or_none";
+    max_items: Option<u64>, "form::own";
+    max_bytes: Option<u64>, "form::own";
     max_item_size: u32;
     when_full: WhenFull;
-    max_age: Option<Duration>, "or_none";
+    max_age: Option<Duration>, "form::own" as "max_age_ms";
     max_expire_sweep: u32;
     memory_bytes: u64;
     segment_bytes: u32;
     durability: Durability;
     journal: bool;
-    lease: Option<Duration>, "or_none";
-    max_attempts: Option<u32>, "or_none";
-    dead_letters: Option<String>, "or_empty";
-    expire_to: Option<String>, "or_empty";
-    max_queue_age: Option<Duration>, "or_none";
+    lease: Option<Duration>, "form::own" as "lease_ms";
+    max_attempts: Option<u32>, "form::own";
+    dead_letters: Option<String>, "form::own";
+    expire_to: Option<String>, "form::own";
+    max_queue_age: Option<Duration>, "form::own" as "max_queue_age_ms";
     fanout_only: bool;
 }
 
@@ -621,84 +638,6 @@ reader_setters! {
     max_attempts: u32 => Some;
     dead_letters: impl Into<String> => |name: _| Some(Into::into(name));
     expire_to: impl Into<String> => |name: _| Some(Into::into(name));
-}
-
-/// A value that is given, or the word that says that there is none.
-#[cfg(feature = "serde")]
-mod given {
-    use std::fmt;
-    use std::marker::PhantomData;
-
-    use serde::de::value::MapAccessDeserializer;
-    use serde::de::{Deserialize, Error, IntoDeserializer, MapAccess, Visitor};
-
-    pub(super) struct Given<T>(pub(super) &'static str, pub(super) PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Given<T> {
-        type Value = Option<Option<T>>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "a value, or {:?} for no limit", self.0)
-        }
-
-        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-            Ok(Some(None))
-        }
-
-        fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
-            Ok(Some(None))
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-            if text == self.0 {
-                Ok(Some(None))
-            } else {
-                T::deserialize(text.into_deserializer()).map(|value| Some(Some(value)))
-            }
-        }
-
-        fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
-            T::deserialize(value.into_deserializer()).map(|value| Some(Some(value)))
-        }
-
-        fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
-            T::deserialize(value.into_deserializer()).map(|value| Some(Some(value)))
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map)).map(|value| Some(Some(value)))
-        }
-    }
-}
-
-#[cfg(feature = "serde")]
-macro_rules! given {
-    ($($name:ident: $word:literal;)*) => {$(
-        mod $name {
-            use std::marker::PhantomData;
-
-            use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-            pub(super) fn serialize<T: Serialize, S: Serializer>(own: &Option<Option<T>>, to: S) -> Result<S::Ok, S::Error> {
-                match own {
-                    Some(Some(value)) => value.serialize(to),
-                    _ => to.serialize_str($word),
-                }
-            }
-
-            pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-                from: D,
-            ) -> Result<Option<Option<T>>, D::Error> {
-                from.deserialize_any(super::given::Given($word, PhantomData))
-            }
-        }
-    )*};
-}
-
-#[cfg(feature = "serde")]
-given! {
-    or_none: "none";
-    or_empty: "";
 }
 
 /// What one put asks for beyond its queue's options: [`Queue::put_with`](crate::Queue::put_with).

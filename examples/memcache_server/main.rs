@@ -12,12 +12,10 @@ mod server;
 use std::path::Path;
 use std::process::ExitCode;
 
-use server::{Config, Running};
+use server::{AnyError, Config, Running};
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "memcache_server [--config FILE] [--data DIR] [--listen ADDRESS:PORT] [--metrics ADDRESS:PORT]";
-
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     match configure().and_then(run) {
@@ -58,8 +56,7 @@ fn run(config: Config) -> Result<(), AnyError> {
         if let Some(address) = running.metrics {
             println!("metrics on http://{address}/metrics");
         }
-        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
-        for kind in kinds {
+        for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
             let (mut signals, server) = (signal(kind)?, running.server.clone());
             tokio::spawn(async move {
                 while signals.recv().await.is_some() {

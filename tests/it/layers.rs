@@ -133,10 +133,10 @@ mod read {
     }
 
     const SETTINGS: &str = r#"{
-        "defaults": { "max_items": 1000, "when_full": "DropOldest", "durability": "Os", "max_age": { "secs": 60, "nanos": 0 } },
+        "defaults": { "max_items": 1000, "when_full": "drop_oldest", "durability": "os", "max_age_ms": 60000, "lease_ms": "none" },
         "queues": {
-            "logs": { "max_items": 5, "max_age": "none", "expire_to": "late" },
-            "mail": { "max_items": null, "durability": { "Every": { "secs": 1, "nanos": 0 } }, "expire_to": "" },
+            "logs": { "max_items": 5, "max_age_ms": "none", "expire_to": "late", "lease_ms": 1.5 },
+            "mail": { "max_items": null, "durability": 1000, "expire_to": "" },
             "plain": {}
         }
     }"#;
@@ -158,7 +158,9 @@ mod read {
             .max_age(Duration::from_secs(60));
         assert_eq!(options("plain"), defaults);
         assert_eq!(options("other"), defaults);
-        assert_eq!(options("logs"), with(defaults.clone().max_items(5).expire_to("late"), |o| o.max_age = None));
+        let lease = Duration::from_micros(1500);
+        let logs = defaults.clone().max_items(5).expire_to("late").lease(lease);
+        assert_eq!(options("logs"), with(logs, |o| o.max_age = None));
         let every = Durability::Every(Duration::from_secs(1));
         assert_eq!(options("mail"), with(defaults.durability(every), |o| o.max_items = None));
         assert_eq!(settings.queues["mail"].expire_to, Some(None));
@@ -167,11 +169,28 @@ mod read {
     #[test]
     fn k161_overrides_are_shown_as_they_were_read() {
         let settings: Settings = serde_json::from_str(SETTINGS).expect("right");
-        for own in settings.queues.values() {
+        let whole = QueueOverrides::from(settings.defaults.clone());
+        let long = QueueOverrides::default().lease(Some(Duration::MAX)).max_age(Some(Duration::from_nanos(1)));
+        for own in settings.queues.values().chain([&whole, &long]) {
             let text = serde_json::to_string(own).expect("shown");
             assert_eq!(&serde_json::from_str::<QueueOverrides>(&text).expect("read"), own, "{text}");
         }
         assert_eq!(serde_json::to_string(&settings.queues["plain"]).expect("shown"), "{}");
+        let text = serde_json::to_string(&settings.defaults).expect("shown");
+        assert_eq!(serde_json::from_str::<QueueOptions>(&text).expect("read"), settings.defaults, "{text}");
+        assert!(text.contains(r#""max_age_ms":60000"#) && text.contains(r#""max_bytes":"none""#), "{text}");
+    }
+
+    #[test]
+    #[cfg(feature = "postcard")]
+    fn k161_options_go_through_formats_that_are_not_for_people() {
+        let every = Durability::Every(Duration::from_micros(1500));
+        let options = QueueOptions::default().max_items(7).lease(Duration::from_nanos(1_000_001)).expire_to("late");
+        for options in [QueueOptions::default(), options.clone().durability(Durability::Os), options.durability(every)]
+        {
+            let bytes = postcard::to_allocvec(&options).expect("written");
+            assert_eq!(postcard::from_bytes::<QueueOptions>(&bytes).expect("read"), options);
+        }
     }
 
     #[test]
@@ -183,7 +202,13 @@ mod read {
             (r#"{ "max_items": true }"#, "\"none\""),
             (r#"{ "max_attempts": 5000000000 }"#, "5000000000"),
             (r#"{ "when_full": "Burn" }"#, "Burn"),
-            (r#"{ "max_age": { "secs": 1 } }"#, "nanos"),
+            (r#"{ "max_age": 5 }"#, "max_age"),
+            (r#"{ "max_age_ms": { "secs": 1, "nanos": 0 } }"#, "\"none\""),
+            (r#"{ "max_age_ms": -1 }"#, "-1"),
+            (r#"{ "lease_ms": -0.5 }"#, "-0.5"),
+            (r#"{ "lease_ms": "1 s" }"#, "milliseconds"),
+            (r#"{ "durability": "never" }"#, "never"),
+            (r#"{ "durability": -5 }"#, "-5"),
             (r#"{ "expire_to": 7 }"#, "7"),
         ] {
             let error = serde_json::from_str::<QueueOverrides>(text).expect_err(text).to_string();

@@ -879,7 +879,7 @@ fn aliases_put_to_several_queues_and_answer_gets_as_empty() {
 #[test]
 fn every_option_of_the_library_is_a_word_of_the_settings() {
     let settings = "[defaults]\nmax_age_ms = 60000\ndurability = 250\n[queues.q]\nexpire_to = \"late\"\n\
-                    max_age_ms = 0\nmax_queue_age_ms = 1500\ndrop_oldest = true\nlease_ms = 20\n";
+                    max_age_ms = \"none\"\nmax_queue_age_ms = 1500\nwhen_full = \"drop_oldest\"\nlease_ms = 20\n";
     let server = Server::with(settings);
     let shown = |queue: &str| {
         let mut client = server.client();
@@ -889,10 +889,10 @@ fn every_option_of_the_library_is_a_word_of_the_settings() {
     server.client().put("other", "x");
     for (queue, line) in [
         ("q", "expire_to=late"),
-        ("q", "max_age=none"),
+        ("q", "max_age_ms=none"),
         ("q", "max_queue_age_ms=1500"),
         ("q", "lease_ms=20"),
-        ("q", "when_full=DropOldest"),
+        ("q", "when_full=drop_oldest"),
         ("q", "max_item_size=1048576"),
         ("other", "max_age_ms=60000"),
         ("other", "expire_to=none"),
@@ -900,7 +900,7 @@ fn every_option_of_the_library_is_a_word_of_the_settings() {
         assert!(shown(queue).lines().any(|shown| shown.trim() == line), "{queue}: {line}: {}", shown(queue));
     }
     // A put that waits would hold up all of the connection.
-    assert!(Config::parse("[queues.q]\nwhen_full = \"Wait\"\n").is_err());
+    assert!(Config::parse("[queues.q]\nwhen_full = \"wait\"\n").is_err());
     assert!(Config::parse("[queues.q]\nexpire_too = \"late\"\n").is_err());
     assert!(Config::parse("queues = 3\n").is_err());
 }

@@ -28,10 +28,8 @@ use super::{AnyError, Server, figures, stopped};
 /// Replies are written when they are that long, whatever else has arrived: the bound of a connection's memory, together with
 /// the largest item.
 const OUT_MAX: usize = 256 << 10;
-/// A read asks for so many bytes.
-const READ: usize = 16 << 10;
-/// More queues than this are not remembered by one connection.
-const KNOWN_MAX: usize = 64;
+/// More queues than this are not remembered.
+const KNOWN_MAX: usize = 1024;
 /// The longest wait, so that no sum of times overflows: 1,000 years.
 const WAIT_MAX: Duration = Duration::from_secs(1000 * 365 * 86_400);
 /// How long, and for how many bytes, a connection that is being closed listens on, so that its last reply is not lost.
@@ -42,8 +40,6 @@ pub(super) struct Connection {
     stream: TcpStream,
     stop: watch::Receiver<bool>,
     idle: Duration,
-    /// The queues that it uses, so that a request need not ask the set for its queue.
-    queues: HashMap<String, Queue>,
     /// Open reads, oldest first.
     open: HashMap<String, VecDeque<OpenItem>>,
     out: Vec<u8>,
@@ -66,12 +62,12 @@ type Answer = Result<&'static str, AnyError>;
 
 impl Connection {
     pub(super) fn new(server: Arc<Server>, stream: TcpStream) -> Connection {
+        let idle_ms = server.config(|config| config.idle_timeout_ms);
         Connection {
             stop: server.stop.subscribe(),
-            idle: server.config(|config| config.idle_timeout()).unwrap_or(WAIT_MAX),
+            idle: if idle_ms == 0 { WAIT_MAX } else { Duration::from_millis(idle_ms) },
             server,
             stream,
-            queues: HashMap::new(),
             open: HashMap::new(),
             out: Vec::new(),
             leaves: false,
@@ -129,7 +125,7 @@ impl Connection {
             // Grows with what arrives, not with what a line announces.
             input.drain(..used);
             input.shrink_to(OUT_MAX);
-            input.reserve(READ.max(input.len()));
+            input.reserve(input.len().max(16 << 10));
             let read = tokio::select! {
                 biased;
                 read = self.stream.read_buf(&mut input) => read?,
@@ -150,16 +146,14 @@ impl Connection {
             Request::Get(keys, with_id) => self.get(&keys, with_id).await,
             Request::Monitor(queue, seconds, most) => self.monitor(queue, seconds, most).await,
             Request::Confirm(queue, count) => self.confirm(queue, count),
+            Request::Other(command, words) if command == "quit" && words.is_empty() => self.leave(""),
             Request::Other(command, words) => {
                 self.flush().await?;
                 block_in_place(|| self.other(&command, &words))
             }
             Request::Binary(opcode, opaque) => {
                 // A reply of that protocol: "unknown command".
-                let mut reply = [0; 24];
-                (reply[0], reply[1], reply[7]) = (0x81, opcode, 0x81);
-                reply[12..16].copy_from_slice(&opaque);
-                self.out.extend_from_slice(&reply);
+                self.out.extend([&[0x81, opcode, 0, 0, 0, 0, 0, 0x81, 0, 0, 0, 0][..], &opaque, &[0; 8]].concat());
                 self.leave("")
             }
         }
@@ -201,7 +195,6 @@ impl Connection {
             ("version", []) => Ok(VERSION),
             // A health check of memcached's meta protocol.
             ("mn", []) => Ok("MN"),
-            ("quit", []) => self.leave(""),
             ("shutdown", []) => {
                 server.stop();
                 self.leave("")
@@ -210,16 +203,17 @@ impl Connection {
         }
     }
 
-    /// What `act` comes to in the queue of this name; in its successor, if it was deleted since this connection came to know it.
+    /// What `act` comes to in the queue of this name; in its successor, if it was deleted since it came to be known.
     /// `None`: there is none, or the name is an alias.
     fn at<T, E: StdError + Send + Sync + 'static>(
-        &mut self,
+        &self,
         name: &str,
         create: bool,
         is_closed: fn(&E) -> bool,
         act: impl Fn(&Queue) -> Result<T, E>,
     ) -> Result<Option<T>, AnyError> {
-        match self.queues.get(name).map(&act) {
+        let known = self.server.known.read().get(name).cloned();
+        match known.as_ref().map(&act) {
             Some(Err(error)) if is_closed(&error) => {}
             Some(done) => return Ok(Some(done?)),
             None => {}
@@ -230,10 +224,11 @@ impl Connection {
             Err(error) => return Err(error.into()),
         };
         let done = act(&queue)?;
-        if self.queues.len() >= KNOWN_MAX {
-            self.queues.clear();
+        let mut known = self.server.known.write();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
         }
-        self.queues.insert(name.to_owned(), queue);
+        known.insert(name.to_owned(), queue);
         Ok(Some(done))
     }
 
@@ -287,7 +282,7 @@ impl Connection {
             }
             let echo = if bare { key.queue } else { key.text };
             let found = if key.peek {
-                let item = self.at(key.queue, false, is_gone, Queue::peek)?;
+                let item = self.at(key.queue, false, |error| matches!(error, GetError::Closed), Queue::peek)?;
                 item.flatten().map(|item| value(&mut self.out, echo, &item, with_id))
             } else {
                 let item = self.take(key.queue, Duration::from_millis(key.wait_ms)).await?;
@@ -310,10 +305,10 @@ impl Connection {
     /// Opens the next item, waiting for it so long. `None` also if the queue is deleted or the server stops.
     async fn take(&mut self, name: &str, wait: Duration) -> Result<Option<OpenItem>, AnyError> {
         // A get that does not wait creates nothing.
-        let found = self.at(name, !wait.is_zero(), is_gone, Queue::try_open)?;
-        let queue = match (found, self.queues.get(name)) {
-            (Some(None), Some(queue)) if !wait.is_zero() => queue.clone(),
-            (found, _) => return Ok(found.flatten()),
+        let open = |queue: &Queue| Ok((queue.try_open()?, queue.clone()));
+        let queue = match self.at(name, !wait.is_zero(), |error| matches!(error, GetError::Closed), open)? {
+            Some((None, queue)) if !wait.is_zero() => queue,
+            found => return Ok(found.and_then(|(item, _)| item)),
         };
         self.flush().await?;
         tokio::select! {
@@ -433,11 +428,9 @@ impl Connection {
 
 fn value(out: &mut Vec<u8>, key: &str, item: &Item, with_id: bool) {
     out.reserve(key.len() + item.data().len() + 64);
+    let id = if with_id { format!(" {}", item.id()) } else { String::new() };
     // Writing into memory does not fail.
-    let _ = match with_id {
-        false => write!(out, "VALUE {key} {} {}\r\n", item.flags(), item.data().len()),
-        true => write!(out, "VALUE {key} {} {} {}\r\n", item.flags(), item.data().len(), item.id()),
-    };
+    let _ = write!(out, "VALUE {key} {} {}{id}\r\n", item.flags(), item.data().len());
     out.extend_from_slice(item.data());
     out.extend_from_slice(b"\r\n");
 }
@@ -453,10 +446,6 @@ fn is_refusal(error: &AnyError) -> bool {
 /// Kestrel's word for a state.
 fn kestrels(state: State) -> String {
     state.to_string().to_uppercase().replace('-', "")
-}
-
-fn is_gone(error: &GetError) -> bool {
-    matches!(error, GetError::Closed)
 }
 
 /// Until the client has left. Where it has sent more than the request that is being carried out, that is seen by looking again.

@@ -1,6 +1,6 @@
 //! The server's numbers in their four shapes: `stats`, `dump_stats`, `dump_config`, and a page for Prometheus.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -71,15 +71,14 @@ pub(super) fn stats(server: &Server) -> String {
 }
 
 pub(super) fn dump_stats(server: &Server, names: &[&str]) -> String {
-    let shown = |(name, value): (String, u64)| (name, value.to_string());
-    sections(queues(server, names), |queue| numbers(queue.stats()).into_iter().map(shown).collect())
+    sections(queues(server, names), |queue| numbers(queue.stats()))
 }
 
 pub(super) fn dump_config(server: &Server, names: &[&str]) -> String {
     sections(queues(server, names), |queue| config::shown(&queue.options()))
 }
 
-fn sections(queues: Vec<Queue>, lines: impl Fn(&Queue) -> Vec<(String, String)>) -> String {
+fn sections<T: Display>(queues: Vec<Queue>, lines: impl Fn(&Queue) -> Vec<(String, T)>) -> String {
     let mut text = String::new();
     for queue in queues {
         let _ = write!(text, "queue '{}' {{\r\n", queue.name());
@@ -134,8 +133,7 @@ async fn answer(server: &Server, mut stream: TcpStream) -> std::io::Result<()> {
         true => ("200 OK", block_in_place(|| page(server))),
         false => ("404 Not Found", "see /metrics\n".to_owned()),
     };
-    let length = body.len();
-    let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {length}\r\n");
-    stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes()).await?;
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close\r\n");
+    stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await?;
     stream.shutdown().await
 }

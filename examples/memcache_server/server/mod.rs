@@ -5,12 +5,14 @@ mod connection;
 mod figures;
 pub(crate) mod protocol;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use kestrel_core::{Error, OpenError, Queue, QueueSet};
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -23,13 +25,13 @@ use connection::Connection;
 /// How long a stop waits for replies that are on their way.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
-/// What all connections share.
 #[derive(Debug)]
 pub(crate) struct Server {
     set: QueueSet,
+    /// Queues that requests have used, so that a request need not ask the set, which may block.
+    known: RwLock<HashMap<String, Queue>>,
     /// Written by `reload` only.
     config: RwLock<Config>,
-    /// One reload at a time.
     reloading: Mutex<()>,
     stop: watch::Sender<bool>,
     started: Instant,
@@ -51,7 +53,6 @@ struct Counters {
     bytes_written: AtomicU64,
 }
 
-/// A server that serves.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) server: Arc<Server>,
@@ -61,16 +62,13 @@ pub(crate) struct Running {
     accepting: JoinHandle<()>,
 }
 
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Running {
     /// Opens the set, binds the addresses, serves. Needs a runtime of several threads.
     pub(crate) async fn start(config: Config) -> Result<Running, AnyError> {
-        let mut builder = QueueSet::builder().defaults(config.defaults.clone());
-        if let Some(bytes) = config.max_disk_bytes {
-            builder = builder.max_disk_bytes(bytes);
-        }
-        let set = builder.open(&config.data)?;
+        let builder = QueueSet::builder().defaults(config.defaults.clone());
+        let set = builder.max_disk_bytes(config.max_disk_bytes.unwrap_or(u64::MAX)).open(&config.data)?;
         let listener = TcpListener::bind(config.listen).await?;
         let pages = match config.metrics {
             Some(address) => Some(TcpListener::bind(address).await?),
@@ -78,6 +76,7 @@ impl Running {
         };
         let server = Arc::new(Server {
             set,
+            known: RwLock::default(),
             config: RwLock::new(config),
             reloading: Mutex::new(()),
             stop: watch::Sender::new(false),
@@ -111,7 +110,7 @@ impl Server {
     }
 
     fn config<T>(&self, look: impl FnOnce(&Config) -> T) -> T {
-        look(&self.config.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        look(&self.config.read())
     }
 
     /// What a name on the wire stands for, with the options that the file gives it. Blocks for the device where the queue is
@@ -156,17 +155,16 @@ impl Server {
 
     /// Reads the file again and puts what it says in force for all queues; the first error is answered, and the other queues
     /// have the new options all the same.
-    pub(crate) fn reload(&self) -> Result<(), String> {
-        let told = |error: &dyn std::fmt::Display| error.to_string();
+    pub(crate) fn reload(&self) -> Result<(), AnyError> {
         block_in_place(|| {
             let _one = self.reloading.lock();
             let config = self.config(Config::reread)?;
-            self.set.set_defaults(config.defaults.clone()).map_err(|error| told(&error))?;
-            *self.config.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = config;
-            self.name_aliases().map_err(|error| told(&error))?;
+            self.set.set_defaults(config.defaults.clone())?;
+            *self.config.write() = config;
+            self.name_aliases()?;
             let wrong = |name: &String| self.queue(name, false).err().map(|error| format!("queue {name:?}: {error}"));
             let wrong = self.set.names().iter().filter_map(wrong).reduce(|first, _| first);
-            wrong.map_or(Ok(()), Err)
+            wrong.map_or(Ok(()), |wrong| Err(wrong.into()))
         })
     }
 }

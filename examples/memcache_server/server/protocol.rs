@@ -45,7 +45,7 @@ pub(crate) enum Request<'a> {
 }
 
 /// A key with its options: `queue/open/t=100`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Key<'a> {
     pub(crate) text: &'a str,
     pub(crate) queue: &'a str,
@@ -64,8 +64,7 @@ impl<'a> Key<'a> {
     fn parse(text: &'a str) -> Parsed<Key<'a>> {
         let mut parts = text.split('/');
         let queue = named(parts.next().unwrap_or_default())?;
-        let mut key =
-            Key { text: named(text)?, queue, wait_ms: 0, open: false, close: false, abort: false, peek: false };
+        let mut key = Key { text: named(text)?, queue, ..Key::default() };
         for option in parts {
             match (option, option.strip_prefix("t=")) {
                 ("open", _) => key.open = true,
@@ -83,7 +82,6 @@ impl<'a> Key<'a> {
     }
 }
 
-/// What is remembered between two requests.
 #[derive(Debug)]
 pub(crate) struct Parser {
     /// Largest value, in bytes; larger ones are skipped and answered by [`Request::TooLarge`].
@@ -117,8 +115,7 @@ impl Parser {
             return Ok(end.map_or(Step::More, Step::Skip));
         }
         if first == BINARY.0 {
-            let head =
-                input.get(..BINARY.1).map(|head| Request::Binary(head[1], [head[12], head[13], head[14], head[15]]));
+            let head = input.get(..BINARY.1).map(|h| Request::Binary(h[1], [h[12], h[13], h[14], h[15]]));
             return Ok(head.map_or(Step::More, |head| Step::Request(head, false, BINARY.1)));
         }
         let Some(end) = input.iter().take(LINE_MAX).position(|&byte| byte == b'\n') else {
@@ -205,12 +202,11 @@ fn expiring(options: PutOptions, word: &str) -> Parsed<PutOptions> {
     }
     let seconds = number(word)?;
     let time = Duration::from_secs(seconds);
-    Ok(match UNIX_EPOCH.checked_add(time) {
-        _ if seconds == 0 => options,
-        _ if seconds < 1_000_000 => options.expires_in(time),
-        Some(time) => options.expires_at(time),
-        // Later than the clock can say is never.
-        None => options,
+    Ok(match (seconds, UNIX_EPOCH.checked_add(time)) {
+        (1..1_000_000, _) => options.expires_in(time),
+        // Later than the clock can say is never, too.
+        (0, _) | (_, None) => options,
+        (_, Some(time)) => options.expires_at(time),
     })
 }
 
