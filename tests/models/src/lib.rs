@@ -34,7 +34,7 @@ mod ids;
 mod item;
 #[path = "../../../src/journal/mod.rs"]
 mod journal;
-#[path = "../../../src/options.rs"]
+#[path = "../../../src/options/mod.rs"]
 mod options;
 #[path = "../../../src/planted.rs"]
 mod planted;

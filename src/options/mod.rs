@@ -147,6 +147,22 @@ impl StateOptions {
 /// `"refuse"`, `"drop_oldest"` or `"wait"`. Unknown names are an error; a field that is not named has its default.
 ///
 /// ```
+/// # #[cfg(feature = "serde")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use std::time::Duration;
+/// use kestrel_core::{Durability, QueueOptions};
+/// let file = "max_age_ms = 60000\nmax_items = \"none\"\ndurability = \"os\"";
+/// let options: QueueOptions = toml::from_str(file)?;
+/// assert_eq!(options, QueueOptions::default().max_age(Duration::from_secs(60)).durability(Durability::Os));
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "serde"))]
+/// # fn main() {}
+/// ```
+///
+/// # In code
+///
+/// ```
 /// use kestrel_core::{Durability, QueueOptions, WhenFull};
 /// let options = QueueOptions::default().max_items(1000).when_full(WhenFull::DropOldest).durability(Durability::Os);
 /// assert_eq!(options.max_items, Some(1000));
