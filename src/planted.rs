@@ -53,6 +53,8 @@ pub(crate) enum Bug {
     IdsAfterLoss,
     /// A frame says that everything before it is durable, whether it is or not.
     EagerMark,
+    /// What a sync covers ends in the middle of a sector, whatever the options say.
+    SectorNotFilled,
     /// A recovery's copy is published without a sync.
     CopyWithoutSync,
     /// A recovery's copy leaves the marks behind.

@@ -70,7 +70,7 @@ pub(crate) enum Kind {
     BatchPart = 2,
     /// The last item of a batch; its parts count only with it.
     BatchEnd = 3,
-    /// No item: says how far the device has everything, while a queue is idle.
+    /// No item: says how far the device has everything, while a queue is idle, or fills the rest of a sector with its payload.
     Checkpoint = 6,
     /// One item that is not delivered before a time of its own, which stands behind the extensions of the flags.
     Deferred = 7,

@@ -211,15 +211,7 @@ impl Journal {
             self.roll(tail, items, bytes, put_ms)?;
         }
         let segment = tail.segment.as_deref().ok_or(AppendError::Exhausted)?;
-        let reach = u64::from(tail.end) + bytes;
-        let checked = segment.check_whole(put_ms).and_then(|()| {
-            if reach > u64::from(tail.reach) {
-                let reach = u32::try_from(reach + REACH_STEP).unwrap_or(u32::MAX).min(segment.len);
-                segment.write_reach(reach)?;
-                tail.reach = reach;
-            }
-            Ok(())
-        });
+        let checked = segment.check_whole(put_ms).and_then(|()| raise_reach(segment, tail.end, bytes, &mut tail.reach));
         checked.map_err(|error| refused(segment.number, error))?;
         Ok(Write::behind(tail))
     }
@@ -248,6 +240,18 @@ impl Journal {
         }
         self.front.advance(write.next_id - 1, write.intake);
     }
+}
+
+/// Has the segment say that frames of so many bytes may follow its end.
+#[inline]
+pub(super) fn raise_reach(segment: &Segment, end: u32, bytes: u64, raised: &mut u32) -> io::Result<()> {
+    let reach = u64::from(end) + bytes;
+    if reach > u64::from(*raised) {
+        let reach = u32::try_from(reach + REACH_STEP).unwrap_or(u32::MAX).min(segment.len);
+        segment.write_reach(reach)?;
+        *raised = reach;
+    }
+    Ok(())
 }
 
 /// Writes the next frame behind what was written, or puts it at the end of what is to be written there. Inlined, so that who

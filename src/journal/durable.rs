@@ -3,13 +3,18 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{Entry, Journal, file_name, ids_after_loss};
+use super::append::raise_reach;
+use super::segment::Segment;
+use super::{Entry, Journal, Tail, file_name, ids_after_loss};
 use crate::format::frame::{self, Frame, Kind};
 use crate::planted::{self, Bug};
 use crate::sync::Ordering;
 
 /// A frame without payload and extension.
 pub(super) const CHECKPOINT_BYTES: u32 = (frame::HEADER_BYTES as u32).next_multiple_of(frame::ALIGN);
+
+/// As much as the largest sector lacks, where a frame does not fit into the rest of the one before it.
+static ZEROS: [u8; 4096] = [0; 4096];
 
 impl Journal {
     /// Makes everything appended so far durable, and with `marks` also every lane; returns the last id covered.
@@ -28,7 +33,8 @@ impl Journal {
 
     pub(super) fn sync_all(&self, marks: bool) -> io::Result<u64> {
         let (segment, end, unsynced, bytes, appended) = {
-            let tail = self.tail.lock();
+            let mut tail = self.tail.lock();
+            self.fill_sector(&mut tail)?;
             (
                 tail.segment.clone(),
                 tail.end,
@@ -154,33 +160,42 @@ impl Journal {
         let Some(segment) = tail.segment.clone() else {
             return Ok(());
         };
-        let synced_to = segment.synced_to.load(Ordering::Acquire);
-        let frame = Frame {
-            kind: Kind::Checkpoint,
-            payload_len: 0,
-            payload_crc: frame::payload_crc(segment.salt, &[]),
-            ordinal: tail.ordinal,
-            time_delta: u32::try_from(tail.last_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX),
-            synced_to,
-            id: None,
-            expiry_ms: None,
-            user_flags: 0,
-            starts_before: 0,
-            origin: None,
-            noted: false,
-            due_ms: 0,
-            only: None,
-        };
-        if synced_to < tail.end || tail.end + frame.total_len() > tail.limit {
+        if segment.synced_to.load(Ordering::Acquire) < tail.end || tail.end + CHECKPOINT_BYTES > tail.limit {
             return Ok(());
         }
-        let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
-        let head_len = frame::encode(&frame, segment.salt, tail.end, &mut head);
-        segment.write_frame(tail.end, &head[..head_len], &[])?;
-        tail.end += frame.total_len();
+        write_checkpoint(&mut tail, &segment, &[])?;
         tail.proven = true;
-        segment.publish(tail.end, tail.ordinal);
         Ok(())
+    }
+
+    /// Ends what the next sync covers where a sector ends, so that none with a durable item is ever written again
+    /// ([`pad_to`](crate::QueueOptions::pad_to)). Where that fails the segment ends instead, and the next put begins another.
+    fn fill_sector(&self, tail: &mut Tail) -> io::Result<()> {
+        let Some(segment) = tail.segment.clone().filter(|_| tail.pad_to != 0 && !planted::is(Bug::SectorNotFilled))
+        else {
+            return Ok(());
+        };
+        let mut gap = tail.end.next_multiple_of(tail.pad_to) - tail.end;
+        if gap == 0 || segment.synced_to.load(Ordering::Acquire) >= tail.end {
+            return Ok(());
+        }
+        if gap < CHECKPOINT_BYTES {
+            gap += tail.pad_to;
+        }
+        // The limit is a multiple too: what does not end before it leaves less than a frame needs.
+        if tail.end + gap > tail.limit {
+            return Ok(());
+        }
+        let filled = raise_reach(&segment, tail.end, gap.into(), &mut tail.reach)
+            .and_then(|()| write_checkpoint(tail, &segment, &ZEROS[..(gap - CHECKPOINT_BYTES) as usize]));
+        match filled {
+            Ok(()) => {
+                let appended = self.appended_bytes.load(Ordering::Relaxed);
+                self.appended_bytes.store(appended + u64::from(gap), Ordering::Relaxed);
+                Ok(())
+            }
+            Err(_) => self.seal_tail(tail),
+        }
     }
 
     /// Leaves the journal so that the next open needs no scan: everything durable, the last segment sealed.
@@ -230,4 +245,30 @@ impl Journal {
             (meta.segment_last, meta.last_end) = sealed.unwrap_or((last_number, 0));
         })
     }
+}
+
+/// Appends a frame without an item, which says how far the device has everything; `payload` only takes room.
+fn write_checkpoint(tail: &mut Tail, segment: &Segment, payload: &[u8]) -> io::Result<()> {
+    let frame = Frame {
+        kind: Kind::Checkpoint,
+        payload_len: payload.len() as u32,
+        payload_crc: frame::payload_crc(segment.salt, payload),
+        ordinal: tail.ordinal,
+        time_delta: u32::try_from(tail.last_ms.saturating_sub(segment.base_ms)).unwrap_or(u32::MAX),
+        synced_to: segment.synced_to.load(Ordering::Acquire),
+        id: None,
+        expiry_ms: None,
+        user_flags: 0,
+        starts_before: 0,
+        origin: None,
+        noted: false,
+        due_ms: 0,
+        only: None,
+    };
+    let mut head = [0; frame::HEADER_BYTES + frame::EXTENSION_MAX];
+    let head_len = frame::encode(&frame, segment.salt, tail.end, &mut head);
+    segment.write_frame(tail.end, &head[..head_len], payload)?;
+    tail.end += frame.total_len();
+    segment.publish(tail.end, tail.ordinal);
+    Ok(())
 }

@@ -115,6 +115,8 @@ pub(crate) struct Tail {
     /// Length of the next segment.
     next_len: u32,
     len_max: u32,
+    /// What a sync covers ends at a multiple of so many bytes; 0: anywhere.
+    pad_to: u32,
     /// The segment before the next one.
     previous: Option<Previous>,
     /// Sealed segments that no sync has covered, lowest first.
@@ -247,6 +249,7 @@ impl Journal {
                 next_number: recovered.next_number,
                 next_len: recovered.next_len.clamp(LEN_MIN, segment_bytes.max(LEN_MIN)),
                 len_max: segment_bytes,
+                pad_to: 0,
                 previous: recovered.previous,
                 unsynced: recovered.unsynced,
                 spare: None,
@@ -301,6 +304,10 @@ impl Journal {
     pub(crate) fn set_segment_bytes(&self, tail: &mut Tail, segment_bytes: u32) {
         tail.len_max = segment_bytes;
         tail.next_len = tail.next_len.min(segment_bytes);
+    }
+
+    pub(crate) fn set_pad_to(&self, tail: &mut Tail, pad_to: Option<u32>) {
+        tail.pad_to = pad_to.unwrap_or(0);
     }
 
     /// The queue's number, which its frames are known by in other journals.

@@ -229,6 +229,14 @@ pub struct QueueOptions {
     /// for what it held before, so its limits refuse nothing; without any reader a put is answered, counted as
     /// [`unread_items`](crate::QueueStats::unread_items), and stored nowhere: its id is 0. Default: `false`.
     pub fanout_only: bool,
+    /// 512 or 4096: each sync ends what was put before it at a multiple of so many bytes, so that no sector of the device with a
+    /// durable item is ever written again for the sake of a later one. A device that loses power while it writes may spoil the
+    /// sector that it is writing; without this, durable items that share it with new ones are lost then, and the next open tells
+    /// of it as damage. Costs up to so many bytes, and 24, a sync. Say how large the sectors are that the device writes as a
+    /// whole; where those have 4096 bytes, the first page of a segment is written again all the same, once a MiB and when it is
+    /// full. States of items stand in sectors of their own: a spoiled one may give items again, or not, as it comes. Default: none.
+    #[cfg_attr(feature = "serde", serde(with = "form::limit"))]
+    pub pad_to: Option<u32>,
 }
 
 impl Default for QueueOptions {
@@ -250,6 +258,7 @@ impl Default for QueueOptions {
             expire_to: None,
             max_queue_age: None,
             fanout_only: false,
+            pad_to: None,
         }
     }
 }
@@ -300,6 +309,8 @@ setters! {
     max_queue_age: Duration => Some;
     /// Sets [`QueueOptions::fanout_only`](#structfield.fanout_only).
     fanout_only: bool => std::convert::identity;
+    /// Sets [`QueueOptions::pad_to`](#structfield.pad_to).
+    pad_to: u32 => Some;
 }
 
 impl QueueOptions {
@@ -352,6 +363,9 @@ impl QueueOptions {
         }
         if self.max_queue_age.is_some_and(|age| age < Duration::from_millis(1)) {
             return invalid("max_queue_age", "at least 1 ms");
+        }
+        if self.pad_to.is_some_and(|bytes| bytes != 512 && bytes != 4096) {
+            return invalid("pad_to", "512 or 4096 bytes, or none");
         }
         Ok(())
     }
@@ -453,6 +467,7 @@ overrides! {
     expire_to: Option<String>, "form::own";
     max_queue_age: Option<Duration>, "form::own" as "max_queue_age_ms";
     fanout_only: bool;
+    pad_to: Option<u32>, "form::own";
 }
 
 impl QueueOverrides {
@@ -481,9 +496,12 @@ impl QueueOverrides {
         };
         let word = |value: u64| value.to_le_bytes();
         let nanos = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).to_le_bytes();
-        for (tag, limit) in
-            [(1, self.max_items), (2, self.max_bytes), (13, self.max_attempts.map(|most| most.map(u64::from)))]
-        {
+        for (tag, limit) in [
+            (1, self.max_items),
+            (2, self.max_bytes),
+            (13, self.max_attempts.map(|most| most.map(u64::from))),
+            (21, self.pad_to.map(|bytes| bytes.map(u64::from))),
+        ] {
             if let Some(limit) = limit {
                 push(tag, limit.map(word).as_ref().map(|value| &value[..]));
             }
@@ -569,6 +587,7 @@ impl QueueOverrides {
                 13 => own.max_attempts = Some(word.map(u32::try_from).transpose().ok()?),
                 16 => own.max_queue_age = Some(nanos),
                 20 => own.fanout_only = Some(word? != 0),
+                21 => own.pad_to = Some(word.map(u32::try_from).transpose().ok()?),
                 _ => {}
             }
         }
@@ -589,7 +608,7 @@ impl QueueOverrides {
                 }
             )*};
         }
-        shared!(max_item_size, segment_bytes, durability, journal, max_queue_age, fanout_only);
+        shared!(max_item_size, segment_bytes, durability, journal, max_queue_age, fanout_only, pad_to);
         Ok(self)
     }
 }
@@ -754,6 +773,8 @@ mod tests {
             (base().dead_letters(""), "dead_letters"),
             (base().expire_to("a+b"), "expire_to"),
             (base().max_queue_age(Duration::ZERO), "max_queue_age"),
+            (base().pad_to(0), "pad_to"),
+            (base().pad_to(1024), "pad_to"),
         ] {
             assert!(matches!(options.check(), Err(OptionsError::Invalid { field: f, .. }) if f == field));
         }
@@ -788,6 +809,7 @@ mod tests {
                 expire_to: (age % 3 == 0).then_some(dead),
                 max_queue_age: (age % 5 == 0).then(|| Duration::from_nanos(lease)),
                 fanout_only: age % 7 == 0,
+                pad_to: [None, Some(512), Some(4096)][full],
             };
             let own = QueueOverrides::from(options.clone());
             prop_assert_eq!(own.over(&QueueOptions::default().max_items(7).max_attempts(2).dead_letters("x")), options);

@@ -167,6 +167,7 @@ impl Core {
         Arc::new_cyclic(|me: &Weak<Core>| {
             if fanout.home.is_none() {
                 journal.kept_by(Weak::clone(me) as Weak<dyn Keeper>);
+                journal.set_pad_to(&mut journal.tail.lock(), options.pad_to);
             }
             Core {
                 name,
@@ -226,6 +227,7 @@ impl Core {
         {
             let mut tail = self.journal.tail.lock();
             self.journal.set_segment_bytes(&mut tail, options.segment_bytes);
+            self.journal.set_pad_to(&mut tail, options.pad_to);
             self.durability.store(durability_code(&options), Ordering::Relaxed);
             self.lease_ms.store(options.lease_ms(), Ordering::Relaxed);
             let limits = Limits::of(&options);

@@ -27,6 +27,8 @@ const EXPIRING: Setting = Setting { expire_to_b: true, ..SYNC };
 /// Fewer than there are queues.
 const FEW: Setting = Setting { open_files: 4, ..SYNC };
 const POSITIONAL: Setting = Setting { may_map: false, ..SYNC };
+const PADDED: Setting = Setting { pad_to: Some(512), ..SYNC };
+const PADDED_OS: Setting = Setting { durability: Durability::Os, ..PADDED };
 
 const fn workload(name: &'static str, setting: Setting, work: fn(&mut Run, u64) -> Result<(), Stop>) -> Workload {
     Workload { name, setting, work }
@@ -96,6 +98,13 @@ pub(super) const WORKLOADS: &[Workload] = &[
         Setting { durability: Durability::Os, ..EXPIRING },
         moves_expire_to_and_lives,
     ),
+    workload("sectors", PADDED, sectors),
+    workload("sectors, os", PADDED_OS, sectors),
+    workload("sectors, positional", Setting { may_map: false, ..PADDED }, sectors),
+    workload("sectors of 4096", Setting { pad_to: Some(4096), ..SYNC }, sectors),
+    workload("short lives, padded", PADDED, short_lives),
+    workload("power cuts, padded", PADDED, power_cuts),
+    workload("many lanes, padded", PADDED, many_lanes),
     workload("delays", SYNC, delays),
     workload("delays, os", OS, delays),
     workload("delays, every", EVERY, delays),
@@ -350,6 +359,21 @@ fn rolls(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.drain("q", 1)?;
     run.put("q", 70_000)?;
     run.drain("q", 1)
+}
+
+/// Puts alone: frames that end anywhere in a sector, at its end, and too close to it for another one.
+fn sectors(run: &mut Run, _: u64) -> Result<(), Stop> {
+    for size in [8, 200, 488 - 24, 488, 472, 8] {
+        run.put("q", size)?;
+    }
+    run.batch("q", &[100, 700, 8])?;
+    run.append("q", 30)?;
+    run.put("q", 40)?;
+    for size in [25_000, 20_000, 20_000, 8] {
+        run.put("q", size)?;
+    }
+    run.sync("q")?;
+    run.put("q", 8)
 }
 
 fn recycle(run: &mut Run, _: u64) -> Result<(), Stop> {
@@ -888,6 +912,29 @@ fn recover_all(disk: &SimDisk, setting: &Setting, ledger: &Ledger) {
     }
 }
 
+/// The power goes at each step of a workload, and the device spoils a sector of what was stored last.
+pub(super) fn spoiled_sectors(workload: &Workload, seed: u64, cuts: u64, stride: usize, tally: &mut Tally) -> Verdict {
+    let whole = SimDisk::new(seed);
+    whole.record();
+    run_on(&whole, workload, seed);
+    let calls = whole.take_calls();
+    for step in (0..=whole.steps()).step_by(stride) {
+        for when in whens(calls.iter().find(|call| call.step == step)) {
+            let disk = SimDisk::new(seed);
+            disk.crash_at(step, when);
+            let ledger = run_on(&disk, workload, seed);
+            for cut in 0..cuts {
+                let fate = Fate::Shorn(seed ^ (step << 8) ^ (cut << 40));
+                tally.states += 1;
+                tally.recoveries += 2;
+                judge(&disk.power_cut(fate), &ledger, &workload.setting, Cut::Power)
+                    .map_err(|e| format!("{}: seed {seed}, step {step} {when:?}, {fate:?}: {e}", workload.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Each step of a workload fails in turn, and the workload goes on; then the process dies, or the power goes. `syncs` picks
 /// syncs, which fail in two ways, or everything else, which fails for want of space or of luck.
 pub(super) fn failing_steps(workload: &Workload, seed: u64, syncs: bool, stride: usize, tally: &mut Tally) -> Verdict {
@@ -1086,6 +1133,19 @@ fn f04_f05_f06_f07_f09_f10_k71_k118_every_step_of_every_workload_under_every_fat
     tally.tell(seed);
 }
 
+/// Beside what `pad_to` promises, that it is needed: without it, durable items go with the sector.
+#[test]
+fn f11_a_spoiled_sector_takes_no_durable_item_along() {
+    let seed = from_env("KESTREL_SEED", 1);
+    let padded: Vec<Workload> = WORKLOADS.iter().filter(|work| work.name.starts_with("sectors")).copied().collect();
+    assert_eq!(padded.len(), 4);
+    let (cuts, stride) = if is_long() { (20, 1) } else { (3, 2) };
+    in_parallel(&padded, |workload, tally| spoiled_sectors(workload, seed, cuts, stride, tally)).tell(seed);
+    let plain = workload("sectors, not padded", SYNC, sectors);
+    let lost = spoiled_sectors(&plain, seed, cuts, stride, &mut Tally::default());
+    assert!(lost.is_err(), "a sector was spoiled that held durable items");
+}
+
 #[test]
 fn f16_f19_f20_f24_every_step_fails_once() {
     let seed = from_env("KESTREL_SEED", 1);
@@ -1158,7 +1218,7 @@ fn long_random_workloads() {
     while total.states < wanted {
         let rounds: Vec<u64> = (round..round + 2).collect();
         let tally = in_parallel(&rounds, |round, tally| {
-            let setting = [SYNC, OS, EVERY, SMALL, POSITIONAL][(round % 5) as usize];
+            let setting = [SYNC, OS, EVERY, SMALL, POSITIONAL, PADDED, PADDED_OS][(round % 7) as usize];
             let effort = Effort { exhaustive: 5, random: 4, depth_2_every: 61, stride: 7 };
             let seed = seed.wrapping_add(round * 1_000_003);
             explore(&workload("random", setting, random), seed, effort, tally)

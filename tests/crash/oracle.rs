@@ -170,6 +170,7 @@ pub(super) struct Setting {
     pub(super) open_files: u64,
     /// Expired items of queue `a` move to queue `b`.
     pub(super) expire_to_b: bool,
+    pub(super) pad_to: Option<u32>,
 }
 
 pub(super) const SYNC: Setting = Setting {
@@ -180,6 +181,7 @@ pub(super) const SYNC: Setting = Setting {
     pool_bytes: 1 << 20,
     open_files: 1 << 10,
     expire_to_b: false,
+    pad_to: None,
 };
 
 impl Setting {
@@ -213,6 +215,7 @@ pub(super) fn options(durability: Durability) -> QueueOptions {
 pub(super) fn open_with(disk: &SimDisk, setting: &Setting) -> Result<QueueSet, OpenError> {
     let mut options = options(setting.durability).memory_bytes(setting.memory_bytes);
     options.max_items = setting.max_items;
+    options.pad_to = setting.pad_to;
     if setting.max_items.is_some() {
         options.when_full = WhenFull::DropOldest;
     }

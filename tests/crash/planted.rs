@@ -1,7 +1,7 @@
 //! Each planted bug must be caught by the harness that passes the unbroken engine: a harness that cannot fail proves
 //! nothing.
 
-use super::everywhere::{Effort, Tally, WORKLOADS, explore, failing_steps, two_lives};
+use super::everywhere::{Effort, Tally, WORKLOADS, explore, failing_steps, spoiled_sectors, two_lives};
 use super::flips::damage_is_told;
 use super::oracle::Verdict;
 use crate::planted::{Bug, with};
@@ -13,6 +13,9 @@ fn quick(tally: &mut Tally) -> Verdict {
     damage_is_told()?;
     for workload in WORKLOADS {
         failing_steps(workload, 1, true, 5, tally)?;
+    }
+    for workload in WORKLOADS.iter().filter(|workload| workload.name == "sectors") {
+        spoiled_sectors(workload, 1, 3, 2, tally)?;
     }
     let lives = WORKLOADS.iter().filter(|workload| workload.name == "power cuts, os");
     for workload in WORKLOADS[..8].iter().chain(lives) {
@@ -87,6 +90,7 @@ planted! {
     planted_sync_tail_only_is_caught: SyncTailOnly;
     planted_ids_after_loss_is_caught: IdsAfterLoss;
     planted_eager_mark_is_caught: EagerMark;
+    planted_sector_not_filled_is_caught: SectorNotFilled;
     planted_copy_without_sync_is_caught: CopyWithoutSync;
     planted_copy_without_marks_is_caught: CopyWithoutMarks;
     planted_copy_without_delay_is_caught: CopyWithoutDelay;

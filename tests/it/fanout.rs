@@ -452,6 +452,7 @@ fn k161_the_defaults_reach_a_reader_through_its_queue() {
         (QueueOverrides::default().fanout_only(true), "fanout_only"),
         (QueueOverrides::default().max_queue_age(Some(Duration::from_secs(1))), "max_queue_age"),
         (QueueOverrides::default().durability(Durability::Sync), "durability"),
+        (QueueOverrides::default().pad_to(Some(512)), "pad_to"),
     ] {
         let refused = r.set_overrides(own.clone());
         assert!(matches!(refused, Err(OptionsError::Invalid { field: f, .. }) if f == field), "{field}");
