@@ -66,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The whole program of a subject: `PROGRAM TASK`, the task in JSON.
 pub fn child(open: Open) -> ExitCode {
-    let task = std::env::args().last().unwrap_or_default();
+    let task = std::env::args().next_back().unwrap_or_default();
     let answer = serde_json::from_str(&task).map_err(Into::into).and_then(|task: Task| {
         let mut subject = open(&task.dir, task.sync)?;
         work(task.work, &mut *subject)

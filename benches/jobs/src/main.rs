@@ -7,7 +7,10 @@
 //! --quick          shorter times, 50,000 delayed jobs in place of a million
 //! --row TEXT       only rows whose name contains it
 //! --dir DIR        where to measure: a real disk; by default below the target directory
+//! --page           measures nothing: writes the table of `src/docs/jobs.md` from the figures
 //! ```
+//!
+//! A run leaves its rows in `figures.json`, beside those of earlier runs that it left out, and writes the table of the page.
 //!
 //! What the rows are:
 //! - *push, run and complete*: rounds of 1,000 jobs that do nothing, each pushed by a call of its own. effectum and apalis-sqlite run them on a
@@ -23,8 +26,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jobs_bench::{Any, MARK, Sync, Task, Told, Work};
-use versus::figures::{Better, Measured, Row, date};
-use versus::markdown;
+use versus::figures::{Better, Figures, Machine, Measured, Row, date};
+use versus::markdown::{self, figure};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -56,6 +59,8 @@ struct Subject {
 struct Plan {
     work: Work,
     sync: Sync,
+    /// How often each subject is measured.
+    rounds: usize,
     /// Name, unit, key of the answer, goal.
     shows: Vec<(String, &'static str, &'static str, Goal)>,
 }
@@ -65,14 +70,14 @@ enum Goal {
     AtMost(f64),
     /// Of what the queue alone reaches.
     OfTheQueue(f64),
-    None,
 }
 
 fn plans(is_quick: bool) -> Vec<Plan> {
-    let (ms, jobs, times, idle) = if is_quick { (1_000, 50_000, 5, 3_000) } else { (5_000, 1_000_000, 40, 20_000) };
+    let (ms, jobs, times, idle) = if is_quick { (1_000, 50_000, 5, 3_000) } else { (5_000, 1_000_000, 40, 10_000) };
     let through = |name: &str, sync, goal| Plan {
         work: Work::Through { ms, round: 1_000 },
         sync,
+        rounds: if is_quick { 3 } else { 5 },
         shows: vec![(format!("push, run and complete, {name}"), "jobs/s", "jobs/s", goal)],
     };
     vec![
@@ -81,11 +86,14 @@ fn plans(is_quick: bool) -> Vec<Plan> {
         Plan {
             work: Work::Delayed { jobs },
             sync: Sync::No,
+            // Memory is no time: once is enough, and takes minutes.
+            rounds: 1,
             shows: vec![(format!("memory of {jobs} delayed jobs"), "MB", "MB", Goal::AtMost(jobs as f64 * 64e-6))],
         },
         Plan {
             work: Work::Due { times },
             sync: Sync::No,
+            rounds: 3,
             shows: vec![
                 ("due to start, median".into(), "ms", "ms", Goal::AtMost(5.0)),
                 ("due to start, worst".into(), "ms", "worst ms", Goal::AtMost(5.0)),
@@ -94,6 +102,7 @@ fn plans(is_quick: bool) -> Vec<Plan> {
         Plan {
             work: Work::Idle { ms: idle },
             sync: Sync::No,
+            rounds: 3,
             shows: vec![("idle worker".into(), "wake-ups/s", "wake-ups/s", Goal::AtMost(0.0))],
         },
     ]
@@ -109,6 +118,7 @@ fn run(words: &[String]) -> Any<()> {
             "--quick" => is_quick = true,
             "--row" => wanted.clone_from(value()?),
             "--dir" => dir = PathBuf::from(value()?),
+            "--page" => return page(&Figures::load(&here.join(FIGURES))?),
             other => return Err(format!("no option {other}; benches/jobs/src/main.rs tells them").into()),
         }
     }
@@ -148,15 +158,86 @@ fn run(words: &[String]) -> Any<()> {
     let start = Instant::now();
     println!("{} cores; {} form\n", std::thread::available_parallelism()?, if is_quick { "quick" } else { "full" });
     let mut goals = String::from("| what | goal | ours | |\n|---|---|---|---|\n");
+    let mut figures = Figures { machine: machine()?, ..Figures::default() };
     for plan in plans(is_quick).iter().filter(|plan| plan.shows.iter().any(|show| show.0.contains(&wanted))) {
         for (row, (.., goal)) in measure(plan, &subjects, &dir, is_quick)?.iter().zip(&plan.shows) {
             println!("{}", markdown::row(row));
             goals += &judged(row, goal);
+            figures.rows.push(row.clone());
         }
     }
     println!("### Goals\n\n{goals}");
     println!("{} s", start.elapsed().as_secs());
-    Ok(())
+    if is_quick {
+        println!("Figures of the quick form are not kept.");
+        return Ok(());
+    }
+    let file = here.join(FIGURES);
+    let figures = Figures::load(&file).unwrap_or_default().merge(figures);
+    figures.store(&file)?;
+    page(&figures)
+}
+
+/// What runs leave behind, beside the manifest.
+const FIGURES: &str = "figures.json";
+
+fn machine() -> Any<Machine> {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+    Ok(Machine {
+        cores: std::thread::available_parallelism()?.get(),
+        memory_gib: (kib + (1 << 19)) >> 20,
+        kernel: kernel.trim().split('.').take(2).collect::<Vec<_>>().join("."),
+        file_system: String::new(),
+    })
+}
+
+/// Writes the table of the page: a line a row, a column a subject.
+fn page(figures: &Figures) -> Any<()> {
+    const BEGIN: &str =
+        "<!-- jobs: begin (written by `cargo run --release --manifest-path benches/jobs/Cargo.toml`) -->\n";
+    const END: &str = "<!-- jobs: end -->";
+    let mut names: Vec<(String, String)> = Vec::new();
+    for subject in figures.rows.iter().flat_map(|row| &row.subjects) {
+        if !names.iter().any(|(name, _)| *name == subject.name) {
+            names.push((subject.name.clone(), subject.version.clone()));
+        }
+    }
+    let heads: Vec<String> =
+        names.iter().map(|(name, version)| format!("{name} {version}").trim_end().into()).collect();
+    let mut table = format!("| what | goal | {} | |\n|---|---|{}---|\n", heads.join(" | "), "---|".repeat(heads.len()));
+    let plans = plans(false);
+    let mut failures = Vec::new();
+    for (name, .., goal) in plans.iter().flat_map(|plan| &plan.shows) {
+        let Some(row) = figures.rows.iter().find(|row| row.name == *name) else { continue };
+        let cells = names.iter().map(|(name, _)| {
+            let subject = row.subjects.iter().find(|subject| subject.name == *name);
+            let Some(subject) = subject else { return "-".to_owned() };
+            if let Some(why) = &subject.failed {
+                failures.push(format!("{name}, {}: {why}.", row.name));
+                return "failed".into();
+            }
+            let note = subject.note.as_ref().map_or(String::new(), |note| format!(", {note}"));
+            subject.median().map_or("-".into(), |median| {
+                format!("{} [{} to {}]{note}", figure(median), figure(subject.least()), figure(subject.most()))
+            })
+        });
+        let cells: Vec<String> = cells.collect();
+        let (wanted, _, verdict) = verdict(row, goal);
+        table += &format!("| {} ({}) | {wanted} | {} | {verdict} |\n", row.name, row.unit, cells.join(" | "));
+    }
+    let Machine { cores, memory_gib, kernel, .. } = &figures.machine;
+    let day = figures.rows.iter().map(|row| &row.date).max().cloned().unwrap_or_default();
+    let text = format!(
+        "{table}\nMedian, least and most; {cores} cores, {memory_gib} GiB, Linux {kernel}; {day}. {}\n",
+        failures.join(" ").replace('|', "/")
+    );
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/docs/jobs.md");
+    let page = std::fs::read_to_string(&path)?;
+    let (head, rest) = page.split_once(BEGIN).ok_or("the page has no place for the table")?;
+    let (_, tail) = rest.split_once(END).ok_or("the page has no end of the table")?;
+    Ok(std::fs::write(&path, format!("{head}{BEGIN}\n{text}\n{END}{tail}"))?)
 }
 
 /// Builds a peer: it has a lock file of its own, as each links another SQLite.
@@ -203,7 +284,7 @@ fn measure(plan: &Plan, subjects: &[Subject], base: &Path, is_quick: bool) -> An
         subjects: subjects.iter().copied().map(measured).collect(),
     };
     let mut rows: Vec<Row> = plan.shows.iter().map(row).collect();
-    for _ in 0..if is_quick { 3 } else { 7 } {
+    for _ in 0..plan.rounds {
         for (place, subject) in subjects.iter().enumerate() {
             // Who failed once is not asked again.
             let Ok(command) = &subject.command else { continue };
@@ -269,14 +350,19 @@ fn child(command: &[PathBuf], task: &Task) -> Result<Told, String> {
 
 /// A line of the table of goals.
 fn judged(row: &Row, goal: &Goal) -> String {
+    let (wanted, ours, verdict) = verdict(row, goal);
+    format!("| {} ({}) | {wanted} | {ours} | {verdict} |\n", row.name, row.unit)
+}
+
+/// What is wanted, what we have, and whether that is enough.
+fn verdict(row: &Row, goal: &Goal) -> (String, String, &'static str) {
     let ours = row.ours().and_then(Measured::median);
     let (wanted, is_reached) = match goal {
-        Goal::None => return String::new(),
-        Goal::AtLeast(least) => (format!("at least {}", markdown::figure(*least)), ours.map(|ours| ours >= *least)),
-        Goal::AtMost(most) => (format!("at most {}", markdown::figure(*most)), ours.map(|ours| ours <= *most)),
+        Goal::AtLeast(least) => (format!("at least {}", figure(*least)), ours.map(|ours| ours >= *least)),
+        Goal::AtMost(most) => (format!("at most {}", figure(*most)), ours.map(|ours| ours <= *most)),
         Goal::OfTheQueue(share) => {
             let queue = row.limit().and_then(Measured::median);
-            let wanted = format!("{share} of the queue alone, {}", queue.map_or("-".into(), markdown::figure));
+            let wanted = format!("{share} of the queue alone");
             (wanted, ours.zip(queue).map(|(ours, queue)| ours >= queue * share))
         }
     };
@@ -285,6 +371,5 @@ fn judged(row: &Row, goal: &Goal) -> String {
         Some(false) => "missed",
         None => "not measured",
     };
-    let ours = ours.map_or("-".into(), markdown::figure);
-    format!("| {} ({}) | {wanted} | {ours} | {verdict} |\n", row.name, row.unit)
+    (wanted, ours.map_or("-".into(), figure), verdict)
 }

@@ -40,8 +40,7 @@ pub fn read() -> Map<String, Value> {
     }
 }
 
-/// Adds a run to the file. Counts of earlier runs of the same layer stay only while `keep` says so: a figure counts for the
-/// code that it was measured on.
+/// Adds a run to the file, to the counts of earlier runs of the same layer.
 pub fn add(layer: &str, seconds: f64, outcome: &Outcome) -> std::io::Result<()> {
     let mut all = read();
     let entry = all.entry(layer).or_insert_with(|| json!({}));
@@ -54,6 +53,7 @@ pub fn add(layer: &str, seconds: f64, outcome: &Outcome) -> std::io::Result<()> 
         }
         None => {
             new.remove("skipped");
+            new.insert("last_run".into(), json!(today()));
             new.insert("runs".into(), json!((was("runs") + 1.0) as u64));
             new.insert("seconds".into(), json!((was("seconds") + seconds).round() as u64));
             new.insert("passed".into(), json!(was("passed") as u64 + outcome.passed));
@@ -69,4 +69,26 @@ pub fn add(layer: &str, seconds: f64, outcome: &Outcome) -> std::io::Result<()> 
     *entry = Value::Object(new);
     let text = serde_json::to_string_pretty(&Value::Object(all)).map_err(std::io::Error::other)?;
     std::fs::write(file(), text + "\n")
+}
+
+/// The day in UTC, as year, month and day.
+fn today() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mut days = now.as_secs() / 86_400;
+    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    format!("{year}-{month:02}-{:02}", days + 1)
 }

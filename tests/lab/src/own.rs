@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::figures::Outcome;
 
@@ -147,7 +148,7 @@ const TARGETS: &[&str] =
 const FUZZING: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=1";
 
-/// `fuzz [SECONDS]`: that long for each target.
+/// `fuzz [SECONDS]`: that long for each target, one on each core at a time.
 pub fn fuzz(words: &[String]) -> Outcome {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let told = Command::new("rustc").arg("-vV").output().map(|output| output.stdout).unwrap_or_default();
@@ -168,33 +169,53 @@ pub fn fuzz(words: &[String]) -> Outcome {
         Err(error) => return Outcome::skipped(format!("cargo: {error}")),
     }
     let seconds = crate::number(words, 0, 30);
-    let mut outcome = Outcome::default();
-    let mut executions = 0;
-    for target in TARGETS {
-        let found = crate::mounts::Scratch::new(target).and_then(|scratch| {
-            let output = Command::new(root.join("fuzz/target").join(host).join("release").join(target))
-                .arg(format!("-max_total_time={seconds}"))
-                .args(["-timeout=10", "-rss_limit_mb=2048"])
-                .arg(format!("-artifact_prefix={}/", scratch.0.display()))
-                .arg(&scratch.0)
-                .arg(root.join("fuzz/corpus").join(target))
-                .output()
-                .map_err(|error| error.to_string())?;
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            let done =
-                told.lines().find_map(|line| line.strip_prefix('#')?.split_once("\tDONE")?.0.parse::<u64>().ok());
-            executions += done.unwrap_or(0);
-            match output.status.success() {
-                true => Ok(()),
-                false => Err(told.lines().rev().take(30).collect::<Vec<_>>().join("\n")),
+    let programs = root.join("fuzz/target").join(host).join("release");
+    let corpora = root.join("fuzz/corpus");
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let (mut outcome, mut executions) = (Outcome::default(), 0);
+        while let Some(target) = TARGETS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = fuzzed(&programs.join(target), &corpora.join(target), target, seconds);
+            outcome.note(found.is_ok());
+            match found {
+                Ok(done) => executions += done,
+                Err(error) => println!("fuzz: {target}: {error}"),
             }
-        });
-        outcome.note(found.is_ok());
-        if let Err(error) = found {
-            println!("fuzz: {target}: {error}");
         }
+        (outcome, executions)
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let done: Vec<(Outcome, u64)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        let lost = |_| (Outcome { failed: 1, ..Outcome::default() }, 0);
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(lost)).collect()
+    });
+    let mut outcome = Outcome::default();
+    for (one, _) in &done {
+        outcome.passed += one.passed;
+        outcome.failed += one.failed;
     }
-    outcome.counts.push(("executions", executions));
-    outcome.counts.push(("targets", TARGETS.len() as u64));
+    outcome.counts.push(("executions", done.iter().map(|(_, executions)| executions).sum()));
+    outcome.counts.push(("seconds_of_each_target", seconds));
+    outcome.facts.push(("targets", TARGETS.len().to_string()));
     outcome
+}
+
+/// How often a target ran in so many seconds; an error tells what it found.
+fn fuzzed(program: &Path, corpus: &Path, target: &str, seconds: u64) -> Result<u64, String> {
+    let scratch = crate::mounts::Scratch::new(target)?;
+    let output = Command::new(program)
+        .arg(format!("-max_total_time={seconds}"))
+        .args(["-timeout=10", "-rss_limit_mb=2048"])
+        .arg(format!("-artifact_prefix={}/", scratch.0.display()))
+        .arg(&scratch.0)
+        .arg(corpus)
+        .output()
+        .map_err(|error| error.to_string())?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        return Err(told.lines().rev().take(30).collect::<Vec<_>>().join("\n"));
+    }
+    let done = told.lines().find_map(|line| line.strip_prefix('#')?.split_once("\tDONE")?.0.parse::<u64>().ok());
+    Ok(done.unwrap_or(0))
 }

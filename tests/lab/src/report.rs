@@ -60,15 +60,16 @@ fn grouped(number: u64) -> String {
 /// Writes the table into the page, or with `check` only says whether it is the same.
 pub fn write(layers: &[(&str, &str, &str, &str)], check: bool) -> Result<(), String> {
     let all = figures::read();
-    let mut table =
-        String::from("| layer | what it does | needs | tried | passed | failed |\n|---|---|---|---|---|---|\n");
+    let mut table = String::from(
+        "| layer | what it does | needs | tried | passed | failed | last run |\n|---|---|---|---|---|---|---|\n",
+    );
     for (name, what, needs, minutes) in layers {
         let entry = all.get(*name).and_then(Value::as_object);
         let number = |key: &str| entry.and_then(|entry| entry.get(key)).and_then(Value::as_u64);
         let skipped = entry.and_then(|entry| entry.get("skipped")).and_then(Value::as_str);
         let mut tried = Vec::new();
         for (key, value) in entry.into_iter().flatten() {
-            if ["runs", "seconds", "passed", "failed", "skipped"].contains(&key.as_str()) {
+            if ["runs", "seconds", "passed", "failed", "skipped", "last_run"].contains(&key.as_str()) {
                 continue;
             }
             let key = key.replace('_', " ");
@@ -84,10 +85,11 @@ pub fn write(layers: &[(&str, &str, &str, &str)], check: bool) -> Result<(), Str
             (None, _) => tried.join(", "),
         };
         table.push_str(&format!(
-            "| `{name}` ({minutes} min) | {what} | {needs} | {} | {} | {} |\n",
+            "| `{name}` ({minutes} min) | {what} | {needs} | {} | {} | {} | {} |\n",
             tried.replace('|', "/"),
             told("passed"),
-            told("failed")
+            told("failed"),
+            entry.and_then(|entry| entry.get("last_run")).and_then(Value::as_str).unwrap_or("-"),
         ));
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/docs/reliability.md");
