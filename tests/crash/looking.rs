@@ -67,8 +67,8 @@ fn an_item_is_opened_by_its_id_wherever_it_waits() {
                             left.insert(at, back);
                         }
                         _ => {
-                            std::mem::forget(item);
                             let queue = set_of(&disk.kill()).queue("q").expect("opens");
+                            drop(item);
                             let mut found = rest(&queue);
                             found.sort_by_key(|text| text.parse::<u64>().expect("a number"));
                             assert_eq!(found, left);

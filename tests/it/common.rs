@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kestrel_core::{Durability, Queue, QueueOptions, QueueSet};
+use kestrel_core::{Durability, Queue, QueueOptions, QueueSet, QueueStats};
 
 pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
@@ -13,6 +13,13 @@ pub(crate) struct World {
 
 pub(crate) fn fast() -> QueueOptions {
     QueueOptions::default().durability(Durability::Os)
+}
+
+/// The statistics without what only time changes.
+pub(crate) fn timeless(queue: &Queue) -> QueueStats {
+    let mut stats = queue.stats();
+    (stats.age_ms, stats.oldest_age_ms) = (0, 0);
+    stats
 }
 
 pub(crate) fn world() -> World {
