@@ -215,7 +215,7 @@ fn page(figures: &Figures) -> Any<()> {
             let subject = row.subjects.iter().find(|subject| subject.name == *name);
             let Some(subject) = subject else { return "-".to_owned() };
             if let Some(why) = &subject.failed {
-                failures.push(format!("{name}, {}: {why}.", row.name));
+                failures.push(format!("{name}, {}: {}.", row.name, why.trim_end_matches('.')));
                 return "failed".into();
             }
             let note = subject.note.as_ref().map_or(String::new(), |note| format!(", {note}"));
