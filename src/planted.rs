@@ -69,6 +69,14 @@ pub(crate) enum Bug {
     FreeUnpaid,
     /// Bytes are given back before the marks that allow it are durable.
     PunchBeforeSync,
+    /// A segment is thinned out before its sync though an earlier sync has reached some of it.
+    ThinSynced,
+    /// A segment is thinned out before its sync, and nothing says so to a next process.
+    ThinUntold,
+    /// A segment that was thinned out before its sync gets its name without a seal that says that it is whole.
+    ThinWithoutSeal,
+    /// A recovery says where a torn segment ends now before what was torn off is gone.
+    SealBeforeTear,
     /// A segment that was closed and is opened again counts as synced to its end.
     WokenAsSynced,
     /// A frame's end is published without the frame (for the models).

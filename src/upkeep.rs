@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::disk::Disk;
-use crate::queue::core::{Core, Shared};
+use crate::queue::core::{Core, Shared, Since};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -22,6 +22,8 @@ pub(crate) enum Chore {
     Arm(Weak<Core>),
     /// Free what is spent.
     Free(Weak<Core>),
+    /// Give back what done items take in the next of the segments that hold little.
+    Thin(Weak<Core>),
     /// Sync now: somebody appended without waiting.
     Sync(Weak<Core>),
     /// Look after the queue after this many ms.
@@ -186,14 +188,19 @@ impl Rounds {
 
     fn perform(&mut self, chore: Chore) {
         match chore {
-            Chore::Arm(queue) => with(&queue, |core| core.journal.arm()),
+            Chore::Arm(queue) => with(&queue, |core| core.arm()),
             Chore::Free(queue) => {
                 // Somebody was just leaving one of them: look again in a moment.
-                let left = queue.upgrade().is_some_and(|core| core.free_spent());
+                let left = queue.upgrade().is_some_and(|core| {
+                    let left = core.free_spent();
+                    core.thin_out(Since::LeftBehind);
+                    left
+                });
                 if left {
                     self.later(Errand::Tend(queue), 1);
                 }
             }
+            Chore::Thin(queue) => with(&queue, |core| core.thin_next()),
             Chore::Sync(queue) => with(&queue, |core| core.sync_appended()),
             Chore::Tend(queue, after_ms) => self.later(Errand::Tend(queue), after_ms),
             Chore::EndLeases(queue, after_ms) => self.later(Errand::EndLeases(queue), after_ms),

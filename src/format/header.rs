@@ -152,6 +152,9 @@ pub(crate) struct Seal {
     pub(crate) last_ms: u64,
     /// Whether everything in it was durable when the seal was written.
     pub(crate) durable: bool,
+    /// Frames of done items may be missing though their marks need not be durable: as long as the page cache lives, what it
+    /// tells is believed unread.
+    pub(crate) thinned: bool,
 }
 
 pub(crate) fn encode_seal(seal: &Seal, salt: Salt) -> [u8; SEAL_LEN] {
@@ -161,7 +164,8 @@ pub(crate) fn encode_seal(seal: &Seal, salt: Salt) -> [u8; SEAL_LEN] {
     out[8..12].copy_from_slice(&seal.extent.count.to_le_bytes());
     out[12..20].copy_from_slice(&seal.extent.payload_bytes.to_le_bytes());
     out[20..28].copy_from_slice(&seal.last_ms.to_le_bytes());
-    out[28..32].copy_from_slice(&u32::from(seal.durable).to_le_bytes());
+    let flags = u32::from(seal.durable) | u32::from(seal.thinned) << 1;
+    out[28..32].copy_from_slice(&flags.to_le_bytes());
     let sum = crc(salt.header_seed(), &out[..32]);
     out[32..36].copy_from_slice(&sum.to_le_bytes());
     out
@@ -177,12 +181,13 @@ pub(crate) fn decode_seal(page: &[u8], salt: Salt) -> Option<Seal> {
         }
         let extent = Extent { end: bytes.u32()?, count: bytes.u32()?, payload_bytes: bytes.u64()? };
         let last_ms = bytes.u64()?;
-        let durable = bytes.u32()?;
+        let flags = bytes.u32()?;
         let sum = bytes.u32()?;
-        (sum == crc(salt.header_seed(), body) && durable <= 1).then_some(Seal {
+        (sum == crc(salt.header_seed(), body) && flags <= 3).then_some(Seal {
             extent,
             last_ms,
-            durable: durable == 1,
+            durable: flags & 1 != 0,
+            thinned: flags & 2 != 0,
         })
     })
 }
@@ -260,7 +265,12 @@ mod tests {
 
     #[test]
     fn a_seal_holds_only_under_its_salt() {
-        let seal = Seal { extent: Extent { end: 9000, count: 4, payload_bytes: 321 }, last_ms: 12, durable: true };
+        let seal = Seal {
+            extent: Extent { end: 9000, count: 4, payload_bytes: 321 },
+            last_ms: 12,
+            durable: true,
+            thinned: false,
+        };
         let mut page = vec![0; PAGE];
         page[SEAL_AT..SEAL_AT + SEAL_LEN].copy_from_slice(&encode_seal(&seal, Salt(1 << 40)));
         assert_eq!(decode_seal(&page, Salt(1 << 40)), Some(seal));

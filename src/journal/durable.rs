@@ -16,12 +16,24 @@ pub(super) const CHECKPOINT_BYTES: u32 = (frame::HEADER_BYTES as u32).next_multi
 /// As much as the largest sector lacks, where a frame does not fit into the rest of the one before it.
 static ZEROS: [u8; 4096] = [0; 4096];
 
+/// A segment that a sync has made durable, up to where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Covered {
+    pub(super) number: u64,
+    pub(super) end: u32,
+    pub(super) sealed: bool,
+}
+
 impl Journal {
     /// Makes everything appended so far durable, and with `marks` also every lane; returns the last id covered.
     ///
     /// The order is what recovery relies on: sealed segments from the lowest up, the tail, the names, then the final names.
     pub(crate) fn sync(&self, marks: bool) -> io::Result<u64> {
-        let synced = self.sync_all(marks);
+        self.told_of_loss(self.sync_all(marks))
+    }
+
+    /// What a sync came to; of one that failed the header tells, so that no id that was told is given out again.
+    pub(super) fn told_of_loss(&self, synced: io::Result<u64>) -> io::Result<u64> {
         if synced.is_err() {
             // Some systems take back what they could not write (btrfs), so the next open may not find the ids that were told.
             // If this fails too, nothing was promised that it breaks.
@@ -43,28 +55,77 @@ impl Journal {
                 tail.next_id - 1,
             )
         };
-        let Some(dir) = &self.context.dir else {
+        if self.context.dir.is_none() {
             return Ok(appended);
-        };
+        }
         let mut covered = Vec::with_capacity(unsynced.len() + 1);
         for number in unsynced.iter().filter(|_| !planted::is(Bug::SyncTailOnly)) {
-            let is_unproven = self.unproven_from(*number).is_some();
-            let end = self.with_segment(*number, |sealed| {
-                if is_unproven {
-                    sealed.dirty_again()?;
-                }
-                sealed.sync()?;
-                Ok(sealed.end())
-            })?;
-            covered.extend(end.map(|end| (*number, end, true)));
+            covered.extend(self.sync_sealed(*number)?);
         }
         if let Some(segment) = &segment {
             segment.sync()?;
-            covered.push((segment.number, end, false));
+            covered.push(Covered { number: segment.number, end, sealed: false });
         }
+        self.give_names(&covered)?;
+        if marks {
+            for number in self.with_unsynced_marks() {
+                let is_unproven = self.take_unproven_marks(number);
+                self.with_segment(number, |segment| {
+                    if is_unproven && !planted::is(Bug::MarksOfOthers) {
+                        segment.dirty_marks_again()?;
+                    }
+                    segment.sync()
+                })?;
+            }
+        }
+        self.note_covered(&unsynced, &covered);
+        self.durable_bytes.fetch_max(bytes, Ordering::Relaxed);
+        Ok(appended)
+    }
+
+    /// Makes a segment durable that is not written to any more; `None`: it is gone.
+    pub(super) fn sync_sealed(&self, number: u64) -> io::Result<Option<Covered>> {
+        let (is_unproven, thinned) = {
+            let table = self.table.lock();
+            let entry = table.get(&number);
+            let thinned = entry.filter(|entry| entry.thinned && !entry.cleared);
+            (
+                entry.is_some_and(|entry| entry.unproven_from.is_some()),
+                thinned.map(|entry| (entry.extent, entry.last_ms)),
+            )
+        };
+        let end = self.with_segment(number, |sealed| {
+            if is_unproven {
+                sealed.dirty_again()?;
+            }
+            sealed.sync()?;
+            if let Some((extent, last_ms)) = thinned.filter(|_| !planted::is(Bug::ThinWithoutSeal)) {
+                // Only now: the seal vouches for the holes, and so for the marks, the readers' too.
+                if !planted::is(Bug::PunchBeforeReaderSync) {
+                    self.readers().iter().try_for_each(|reader| reader.sync(&self.commit))?;
+                }
+                sealed.write_seal(extent, last_ms, true)?;
+                if let Err(error) = sealed.sync() {
+                    sealed.revoke_seal()?;
+                    return Err(error);
+                }
+            }
+            Ok(sealed.end())
+        })?;
+        if thinned.is_some()
+            && let Some(entry) = self.table.lock().get_mut(&number)
+        {
+            entry.thinned = false;
+        }
+        Ok(end.map(|end| Covered { number, end, sealed: true }))
+    }
+
+    /// Gives the final names, which say that the device has what is older, too.
+    pub(super) fn give_names(&self, covered: &[Covered]) -> io::Result<()> {
+        let Some(dir) = &self.context.dir else { return Ok(()) };
         let nameless: Vec<u64> = {
             let table = self.table.lock();
-            covered.iter().map(|(n, ..)| *n).filter(|n| table.get(n).is_some_and(|e| !e.named)).collect()
+            covered.iter().map(|c| c.number).filter(|n| table.get(n).is_some_and(|e| !e.named)).collect()
         };
         if !nameless.is_empty() && !planted::is(Bug::SkipDirSync) {
             self.context.disk.sync_dir(dir)?;
@@ -78,38 +139,24 @@ impl Journal {
                 entry.named = renamed.is_ok();
             }
         }
-        if marks {
-            for number in self.with_unsynced_marks() {
-                let is_unproven = self.take_unproven_marks(number);
-                self.with_segment(number, |segment| {
-                    if is_unproven && !planted::is(Bug::MarksOfOthers) {
-                        segment.dirty_marks_again()?;
-                    }
-                    segment.sync()
-                })?;
-            }
-        }
-        {
-            let mut tail = self.tail.lock();
-            tail.unsynced.retain(|number| !unsynced.contains(number));
-            let mut table = self.table.lock();
-            for (number, to, sealed) in covered {
-                let Some(entry) = table.get_mut(&number) else { continue };
-                match &entry.open {
-                    Some(segment) => _ = segment.synced_to.fetch_max(to, Ordering::AcqRel),
-                    None => entry.synced_to = entry.synced_to.max(to),
-                }
-                if sealed {
-                    entry.unproven_from = None;
-                }
-            }
-        }
-        self.durable_bytes.fetch_max(bytes, Ordering::Relaxed);
-        Ok(appended)
+        Ok(())
     }
 
-    pub(super) fn unproven_from(&self, number: u64) -> Option<u32> {
-        self.table.lock().get(&number).and_then(|entry| entry.unproven_from)
+    /// Notes what the device has: all that was in `unsynced`, as far as it is still there.
+    pub(super) fn note_covered(&self, unsynced: &[u64], covered: &[Covered]) {
+        let mut tail = self.tail.lock();
+        tail.unsynced.retain(|number| !unsynced.contains(number));
+        let mut table = self.table.lock();
+        for Covered { number, end, sealed } in covered {
+            let Some(entry) = table.get_mut(number) else { continue };
+            match &entry.open {
+                Some(segment) => _ = segment.synced_to.fetch_max(*end, Ordering::AcqRel),
+                None => entry.synced_to = entry.synced_to.max(*end),
+            }
+            if *sealed {
+                entry.unproven_from = None;
+            }
+        }
     }
 
     pub(super) fn with_unsynced_marks(&self) -> Vec<u64> {

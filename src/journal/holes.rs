@@ -4,18 +4,19 @@
 //! pages that hold a waiting or open item; the file system gets the other pages back. Nothing moves, so there is no second copy
 //! to be told from the first, and an id stays where it is. What was done must be durably done before its bytes go, for the queue
 //! and for each of its named readers, and the header says durably how far the frames reached, so that no recovery looks for them.
+//! Where no sync has reached the segment, nothing of it has to outlive the power, and the bytes go before they are ever written.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Journal;
 use super::lane::{self, Lane};
 use super::readers::ReaderLanes;
 use super::segment::{FRAMES_AT, Segment};
+use super::{Entry, Journal};
 use crate::format::frame;
-use crate::format::header::PAGE;
+use crate::format::header::{Extent, PAGE};
 use crate::planted::{self, Bug};
 use crate::sync::Ordering;
 
@@ -30,18 +31,10 @@ pub(crate) struct Holes {
     live: u32,
 }
 
-/// A segment that holds little.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sparse {
-    pub(crate) bytes: u64,
-    /// The device has its frames and its name.
-    pub(crate) durable: bool,
-}
-
 impl Journal {
     /// Segments below the number `below`, which no reader will read on in, that hold less than half of what they held when
-    /// they were last looked through; their numbers, the bytes that they fill, and whether the device has those.
-    pub(crate) fn sparse(&self, below: u64) -> BTreeMap<u64, Sparse> {
+    /// they were last looked through; their numbers, and the bytes that they fill.
+    pub(crate) fn sparse(&self, below: u64) -> BTreeMap<u64, u64> {
         if self.context.dir.is_none() || self.context.read_only || !self.context.pool.may_punch() {
             return BTreeMap::new();
         }
@@ -56,36 +49,32 @@ impl Journal {
             let before = if entry.holes.live == 0 { count } else { entry.holes.live };
             entry.sealed && !entry.cleared && live > 0 && entry.extent.end > WORTH && live <= u64::from(before / 2)
         });
-        let sparse = sparse.map(|(number, entry)| {
-            let bytes = entry.extent.end.saturating_sub(entry.holes.bytes).into();
-            (*number, Sparse { bytes, durable: entry.named && entry.unproven_from.is_none() })
-        });
-        sparse.collect()
+        sparse.map(|(number, entry)| (*number, entry.extent.end.saturating_sub(entry.holes.bytes).into())).collect()
     }
 
-    /// Gives back what only done items use of a segment. Returns the bytes.
+    /// Whether a sync has reached all of a segment, or it is gone.
+    pub(crate) fn is_synced(&self, number: u64) -> bool {
+        !self.tail.lock().unsynced.contains(&number)
+    }
+
+    /// Gives back what only done items use of a segment that the device has. Returns the bytes.
     pub(crate) fn punch(&self, number: u64) -> io::Result<u32> {
         // From the look at the readers on: one that begins with the oldest item must not count what is about to go.
         let _giving_back = self.giving_back.read();
         let readers = self.readers();
-        let found = {
-            let mut table = self.table.lock();
-            let entry = table.get_mut(&number).filter(|entry| entry.sealed && entry.named && !entry.cleared);
-            entry.map(|entry| {
-                // Whatever comes of it: one hole may be there when the next one fails.
-                entry.may_have_holes = true;
-                (entry.extent, entry.last_ms)
-            })
-        };
-        let Some((extent, last_ms)) = found else { return Ok(0) };
+        let Some((extent, last_ms)) = self.begin_holes(number, |entry| entry.named) else { return Ok(0) };
         let punched = self.with_segment(number, |segment| {
             if segment.synced_to.load(Ordering::Acquire) < extent.end {
                 return Ok(None);
             }
-            let Some((live, dead)) = dead_pages(segment, &readers)? else {
-                return Ok(None);
+            let (live, dead) = dead_pages(segment, &readers)?;
+            let Some(dead) = dead else {
+                return Ok(Some(Holes { bytes: 0, live: live.max(1) }));
             };
             // The marks that were just looked at, and where the frames end, before the first byte goes.
+            if self.take_unproven_marks(number) && !planted::is(Bug::MarksOfOthers) {
+                segment.dirty_marks_again()?;
+            }
             segment.write_seal(extent, last_ms, true)?;
             if !planted::is(Bug::PunchBeforeSync) {
                 segment.sync().map_err(|error| {
@@ -97,29 +86,101 @@ impl Journal {
             if !planted::is(Bug::PunchBeforeReaderSync) {
                 readers.iter().try_for_each(|reader| reader.sync(&self.commit))?;
             }
-            let mut bytes = 0;
-            for range in dead {
-                if !segment.punch(range.clone())? {
-                    self.context.pool.never_punch();
-                    return Ok(None);
-                }
-                bytes += range.end - range.start;
-            }
-            Ok(Some(Holes { bytes, live: live.max(1) }))
+            self.punch_all(segment, live, dead)
         })?;
-        let Some(holes) = punched.flatten() else { return Ok(0) };
+        Ok(self.note_holes(number, punched.flatten()))
+    }
+
+    /// The same for one that no sync has reached, and what is older than it is made durable; for the commit. What was done goes
+    /// before it would be written. Returns the last id covered.
+    ///
+    /// Nothing in such a segment is promised to outlive the power: a cut in between ends the journal at the first hole. To a
+    /// next process, whose page cache is whole, the seal says that the holes are no damage.
+    pub(crate) fn sync_thinned(&self, number: u64) -> io::Result<u64> {
+        self.told_of_loss(self.thin_and_sync(number))
+    }
+
+    fn thin_and_sync(&self, number: u64) -> io::Result<u64> {
+        let durable = self.commit.durable();
+        let unsynced: Vec<u64> = self.tail.lock().unsynced.iter().copied().filter(|older| *older <= number).collect();
+        if !unsynced.contains(&number) {
+            return Ok(durable);
+        }
+        let _giving_back = self.giving_back.read();
+        let readers = self.readers();
+        let mut covered = Vec::with_capacity(unsynced.len());
+        for older in &unsynced {
+            if *older == number {
+                // What fails leaves fewer holes. That the device is well the sync tells.
+                let _ = self.thin_unsynced(number, &readers);
+            }
+            covered.extend(self.sync_sealed(*older)?);
+        }
+        self.give_names(&covered)?;
+        self.note_covered(&unsynced, &covered);
+        let last = self.table.lock().get(&number).map_or(0, |entry| entry.ids_end() - 1);
+        Ok(durable.max(last))
+    }
+
+    /// Punches the holes of a segment of which the device is not known to have anything.
+    fn thin_unsynced(&self, number: u64, readers: &[Arc<ReaderLanes>]) -> io::Result<()> {
+        let Some((extent, last_ms)) = self.begin_holes(number, |entry| entry.unproven_from.is_none()) else {
+            return Ok(());
+        };
+        let punched = self.with_segment(number, |segment| {
+            if segment.synced_to.load(Ordering::Acquire) > FRAMES_AT && !planted::is(Bug::ThinSynced) {
+                return Ok(None);
+            }
+            let (live, dead) = dead_pages(segment, readers)?;
+            let Some(dead) = dead else { return Ok(None) };
+            if !planted::is(Bug::ThinUntold) {
+                segment.write_thin_seal(extent, last_ms)?;
+            }
+            if let Some(entry) = self.table.lock().get_mut(&number) {
+                entry.thinned = true;
+            }
+            self.punch_all(segment, live, dead)
+        })?;
+        self.note_holes(number, punched.flatten());
+        Ok(())
+    }
+
+    /// Where the frames of a segment end that is about to get holes, and its newest put time; `None`: it may not.
+    fn begin_holes(&self, number: u64, may: impl FnOnce(&Entry) -> bool) -> Option<(Extent, u64)> {
         let mut table = self.table.lock();
-        let Some(entry) = table.get_mut(&number) else { return Ok(0) };
+        let entry = table.get_mut(&number).filter(|entry| entry.sealed && !entry.cleared && may(entry))?;
+        // Whatever comes of it: one hole may be there when the next one fails.
+        entry.may_have_holes = true;
+        Some((entry.extent, entry.last_ms))
+    }
+
+    /// `None`: the file system cannot.
+    fn punch_all(&self, segment: &Segment, live: u32, dead: Vec<Range<u32>>) -> io::Result<Option<Holes>> {
+        let mut bytes = 0;
+        for range in dead {
+            bytes += range.end - range.start;
+            if !segment.punch(range)? {
+                self.context.pool.never_punch();
+                return Ok(None);
+            }
+        }
+        Ok(Some(Holes { bytes, live: live.max(1) }))
+    }
+
+    fn note_holes(&self, number: u64, holes: Option<Holes>) -> u32 {
+        let Some(holes) = holes else { return 0 };
+        let mut table = self.table.lock();
+        let Some(entry) = table.get_mut(&number) else { return 0 };
         let more = holes.bytes.saturating_sub(entry.holes.bytes);
-        entry.holes = holes;
+        entry.holes = Holes { bytes: holes.bytes.max(entry.holes.bytes), ..holes };
         self.context.pool.forget(more);
-        Ok(more)
+        more
     }
 }
 
-/// How many items are not done for all, and the whole pages in which none of them lies. `None`: an item that is not done has no
+/// How many items are not done for all, and the whole pages in which none of them lies. `None`: one of these items has no
 /// valid frame, and nobody knows where its bytes are.
-fn dead_pages(segment: &Segment, readers: &[Arc<ReaderLanes>]) -> io::Result<Option<(u32, Vec<Range<u32>>)>> {
+fn dead_pages(segment: &Segment, readers: &[Arc<ReaderLanes>]) -> io::Result<(u32, Option<Vec<Range<u32>>>)> {
     let (end, count) = (segment.end(), segment.count());
     let is_live = |ordinal: u32| -> io::Result<bool> {
         if segment.lane(ordinal)? != Some(Lane::Done) {
@@ -160,5 +221,5 @@ fn dead_pages(segment: &Segment, readers: &[Arc<ReaderLanes>]) -> io::Result<Opt
     }
     // Also what lies between the last frame and the lanes, which nobody will write to.
     close(free_from, lane::frame_limit(segment.len, count));
-    Ok((found == waiting).then_some((waiting, dead)))
+    Ok((waiting, (found == waiting).then_some(dead)))
 }

@@ -160,6 +160,9 @@ pub(crate) struct Entry {
     pub(crate) holes: Holes,
     /// Pages of the file may not be allocated: holes were punched, or an earlier process may have.
     pub(crate) may_have_holes: bool,
+    /// Holes were punched before a sync has reached it: who scans it after a power cut takes them for its end, so the sync is
+    /// to leave a seal that spares the scan.
+    pub(crate) thinned: bool,
 }
 
 impl Entry {

@@ -209,6 +209,11 @@ impl<'a> Recovery<'a> {
 
         let mut unsynced = Vec::new();
         if !self.context.read_only {
+            // What is torn off before anything says where what stays ends: a next recovery that finds both would see no tear
+            // between them, if the segments there had been freed.
+            if !gone.is_empty() && !planted::is(Bug::SealBeforeTear) {
+                self.remove(dir, std::mem::take(&mut gone), &mut meta)?;
+            }
             self.prove(dir, &mut found, &mut gone, &mut next_number, &mut unsynced)?;
             // The last one, and what a recovery left that ended between its copy and the seal of the segment that it copied from.
             for open in found.values_mut().filter(|segment| segment.seal.map(|seal| seal.extent) != segment.extent) {
@@ -283,6 +288,7 @@ impl<'a> Recovery<'a> {
                     marks_unproven: segment.marked,
                     holes: Holes::default(),
                     may_have_holes: true,
+                    thinned: segment.seal.is_some_and(|seal| seal.thinned),
                     header: segment.header,
                 },
             );
@@ -307,6 +313,7 @@ impl<'a> Recovery<'a> {
                     marks_unproven: false,
                     holes: Holes::default(),
                     may_have_holes: true,
+                    thinned: false,
                     header: segment.header,
                 },
             );
@@ -702,10 +709,12 @@ impl<'a> Recovery<'a> {
             };
             let told = told.filter(legal);
             let proven = all_older_proven || durable_seal;
+            let thinned = segment.seal.is_some_and(|seal| seal.thinned);
             match told {
                 // Believed unread only where the page cache is: a failed sync may have undone frames that are told of, and what
-                // tells of them, a seal or the next header, may have been stored after that.
-                Some(extent) if proven || (same_boot && self.wishes.cache_promised) => {
+                // tells of them, a seal or the next header, may have been stored after that. What was being thinned out cannot be
+                // read through, and only a queue that promised the page cache does that before a sync.
+                Some(extent) if proven || (same_boot && (self.wishes.cache_promised || thinned)) => {
                     segment.extent = Some(extent);
                     if proven {
                         segment.proven_to = extent.end;
@@ -999,7 +1008,7 @@ impl<'a> Recovery<'a> {
         if self.wishes.cache_promised {
             return Ok(());
         }
-        // One new segment takes all frames above the mark, if they fit and their ids have no gap; else the first sync,
+        // One new segment takes all frames above the mark, if they fit and are all there and their ids have no gap; else the first sync,
         // which comes before anything is served, stores their pages again. What is newer than the last unproven one is
         // empty, and is superseded too.
         let region: Vec<&Found> = found.range(first..).map(|(_, f)| f).collect();
@@ -1015,7 +1024,8 @@ impl<'a> Recovery<'a> {
         });
         let len = (bytes + 4 * PAGE as u64 + 2 * BLOCK as u64).next_power_of_two().max(u64::from(LEN_MIN));
         let lost = self.report.lost.iter().any(|lost| lost.segment >= first);
-        if !gapless || lost || len > u64::from(self.wishes.segment_bytes.max(LEN_MIN)) {
+        let thinned = region.iter().any(|f| f.seal.is_some_and(|seal| seal.thinned));
+        if !gapless || lost || thinned || len > u64::from(self.wishes.segment_bytes.max(LEN_MIN)) {
             return Ok(());
         }
         let number = *next_number;
@@ -1059,7 +1069,8 @@ impl<'a> Recovery<'a> {
     /// scan would find again what was moved, or torn, and take it for the segment's own.
     fn reseal(segment: &mut Found, durable: bool) -> Result<(), OpenError> {
         let extent = segment.extent.unwrap_or_default();
-        let seal = header::Seal { extent, last_ms: segment.last_ms, durable };
+        let thinned = !durable && segment.seal.is_some_and(|seal| seal.thinned);
+        let seal = header::Seal { extent, last_ms: segment.last_ms, durable, thinned };
         if segment.seal == Some(seal) {
             return Ok(());
         }
@@ -1204,7 +1215,7 @@ impl<'a> Recovery<'a> {
                 path: named,
                 named: true,
                 disk: disk.clone(),
-                seal: Some(header::Seal { extent: to, last_ms, durable: true }),
+                seal: Some(header::Seal { extent: to, last_ms, durable: true, thinned: false }),
                 reach: to.end,
                 extent: Some(to),
                 proven_to: to.end,

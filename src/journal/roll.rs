@@ -134,6 +134,7 @@ impl Journal {
                 marks_unproven: false,
                 holes: Holes::default(),
                 may_have_holes: false,
+                thinned: false,
             },
         );
         self.enter(&segment);

@@ -178,7 +178,19 @@ impl Segment {
 
     pub(crate) fn write_seal(&self, extent: Extent, last_ms: u64, durable: bool) -> io::Result<()> {
         let at = if durable { CLEAN_SEAL_AT } else { SEAL_AT };
-        self.map.copy_in(at, &header::encode_seal(&Seal { extent, last_ms, durable }, self.salt))
+        self.map.copy_in(at, &header::encode_seal(&Seal { extent, last_ms, durable, thinned: false }, self.salt))
+    }
+
+    /// Takes back a seal that was to be durable. After a sync that failed it may be in the page cache for good and on the device
+    /// never: the next recovery shall not believe it.
+    pub(crate) fn revoke_seal(&self) -> io::Result<()> {
+        self.map.copy_in(CLEAN_SEAL_AT, &[0; header::SEAL_LEN])
+    }
+
+    /// Says that it is about to be thinned out before anything in it is durable.
+    pub(crate) fn write_thin_seal(&self, extent: Extent, last_ms: u64) -> io::Result<()> {
+        let seal = Seal { extent, last_ms, durable: false, thinned: true };
+        self.map.copy_in(SEAL_AT, &header::encode_seal(&seal, self.salt))
     }
 
     /// Says that frames will reach up to `reach`, before any does.

@@ -31,6 +31,10 @@ use crate::upkeep::{Chore, Upkeep};
 /// How long a queue that has something to do by time is left alone.
 const TEND_MS: u64 = 1000;
 const HOUR_MS: u64 = 3_600_000;
+/// Segments that reading has left so far behind and that hold little are not about to be spent.
+const LEFT_BEHIND: u64 = 2;
+/// So many segments' worth of space is much. Fewer in tests, so that what is tried there needs few of them.
+const MUCH: u64 = if cfg!(test) { 1 } else { 4 };
 
 /// What all queues of a set share.
 pub(crate) struct Shared {
@@ -106,6 +110,8 @@ pub(crate) struct Core {
     due_ms: AtomicU64,
     /// Segments that held little when the queue was last looked after.
     sparse: Mutex<BTreeSet<u64>>,
+    /// Those that are about to be thinned out.
+    thinning: Mutex<BTreeSet<u64>>,
     /// Segments up to this number stay until the next open.
     pub(super) unpaid: AtomicU64,
     /// Tells this load of the queue from every other in the process.
@@ -141,6 +147,15 @@ impl Patience {
             _ => None,
         }
     }
+}
+
+/// Which segments that hold little are thinned out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// Those that held little when the queue was last looked after, too.
+    LastTime,
+    /// Those that reading has left behind.
+    LeftBehind,
 }
 
 pub(super) const SYNC: u64 = 0;
@@ -194,6 +209,7 @@ impl Core {
                 archived: Mutex::new(BTreeSet::new()),
                 due_ms: AtomicU64::new(u64::MAX),
                 sparse: Mutex::new(BTreeSet::new()),
+                thinning: Mutex::new(BTreeSet::new()),
                 unpaid: AtomicU64::new(0),
                 life: ids::next_life(),
                 me: me.clone(),
@@ -619,49 +635,84 @@ impl Core {
             self.bury();
         }
         self.free_spent();
-        self.thin_out();
+        self.thin_out(Since::LastTime);
         None
     }
 
-    /// Gives back the space of done items in segments that have held little for a while. The rules of freeing hold: what
-    /// vouches for a mark stays until that is durable, and an archive is shown whole segments.
-    fn thin_out(&self) {
+    /// Gives back the space of done items in segments that have held little for a while, or that reading has left behind, which
+    /// bounds what they take however fast items pass. The rules of freeing hold: what vouches for a mark stays until that is
+    /// durable, and an archive is shown whole segments.
+    pub(crate) fn thin_out(&self, since: Since) {
         if let Some(home) = &self.fanout.home {
             if let Some(home) = home.upgrade() {
-                home.thin_out();
+                home.thin_out(since);
             }
             return;
         }
-        if self.shared.archive.is_some() || self.journal.commit.failure().is_some() {
+        if self.shared.archive.is_some() || self.journal.commit.failure().is_some() || self.is_left_alone() {
+            return;
+        }
+        if !self.thinning.lock().is_empty() {
+            if since == Since::LastTime {
+                self.ring_later();
+            }
             return;
         }
         let mut below = u64::MAX;
         self.each(|core| below = below.min(core.reader.lock().reading_from()));
         let mut sparse = self.journal.sparse(below);
-        // Most are spent a moment later: only those that were sparse the last time too.
-        let before = std::mem::replace(&mut *self.sparse.lock(), sparse.keys().copied().collect());
-        let has_new = sparse.keys().any(|number| !before.contains(number));
-        sparse.retain(|number, _| before.contains(number));
-        if has_new {
-            self.ring_later();
-        }
-        // A queue that nobody syncs is synced for this only where there is much to gain.
-        let unsynced: u64 = sparse.values().filter(|sparse| !sparse.durable).map(|sparse| sparse.bytes).sum();
-        let is_worth = unsynced >= 4 * u64::from(self.options.read().segment_bytes);
-        if is_worth && self.sync_round().is_err() {
-            return;
-        }
-        sparse.retain(|_, sparse| sparse.durable || is_worth);
-        if sparse.is_empty() {
-            return;
-        }
-        let paid = self.pay();
-        for number in sparse.into_keys() {
-            if number > paid.above && self.journal.ends_before(number, paid.below) {
-                // What fails is tried again, or latched where it matters.
-                let _ = self.journal.punch(number);
+        // Most are spent a moment later.
+        match since {
+            Since::LastTime => {
+                let before = std::mem::replace(&mut *self.sparse.lock(), sparse.keys().copied().collect());
+                let has_new = sparse.keys().any(|number| !before.contains(number));
+                sparse.retain(|number, _| before.contains(number));
+                if has_new {
+                    self.ring_later();
+                }
             }
+            Since::LeftBehind => sparse.retain(|number, _| number + LEFT_BEHIND < below),
         }
+        // What is left behind may yet be spent, and used again whole: it is looked through only where there is much to gain.
+        let gain: u64 = sparse.values().sum();
+        if since == Since::LeftBehind && gain < MUCH * u64::from(self.options.read().segment_bytes) {
+            return;
+        }
+        if !sparse.is_empty() {
+            *self.thinning.lock() = sparse.into_keys().collect();
+            self.shared.upkeep.ring(Chore::Thin(self.me.clone()));
+        }
+    }
+
+    /// Prepares the next segment, if that does not keep this thread from giving back space: who puts faster than it can do both
+    /// makes the next segment itself.
+    pub(crate) fn arm(&self) {
+        if (self.thinning.lock().len() as u64) < MUCH {
+            self.journal.arm();
+        }
+    }
+
+    /// Nothing of it may be given back now.
+    fn is_left_alone(&self) -> bool {
+        self.shared.settling.load(Ordering::Acquire) || self.reader.lock().closed
+    }
+
+    /// Thins out one of the segments that were chosen for it: a file system may take long over each, and what others need comes
+    /// in between.
+    pub(crate) fn thin_next(&self) {
+        let next = self.thinning.lock().pop_first();
+        let Some(number) = next.filter(|_| !self.is_left_alone()) else {
+            return self.thinning.lock().clear();
+        };
+        let paid = self.pay();
+        if number > paid.above && self.journal.ends_before(number, paid.below) {
+            // What fails is tried again, or latched where it matters.
+            let _ = match self.journal.is_synced(number) {
+                true => self.journal.punch(number).map_err(Arc::new).map(drop),
+                false => self.commit(|commit, publish| commit.round(|| self.journal.sync_thinned(number), publish)),
+            };
+        }
+        self.shared.upkeep.ring(Chore::Thin(self.me.clone()));
     }
 
     pub(super) fn ring_later(&self) {

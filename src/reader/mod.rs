@@ -66,7 +66,7 @@ pub(crate) struct Held {
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use = "nobody else finds it again"]
 pub(crate) struct Finds {
-    /// A segment became spent.
+    /// A segment became spent, or was read to its end.
     pub(crate) spent: bool,
     /// An item is to leave for the dead letters, or an expired one for another queue.
     pub(crate) doomed: bool,
@@ -162,7 +162,7 @@ pub(crate) struct Reader {
     current: Option<View>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
     next_serial: u64,
-    /// A segment became spent, or was opened beyond the set's budget, since this was last looked at.
+    /// A segment became spent or was read to its end, or was opened beyond the set's budget, since this was last looked at.
     pub(crate) spent: bool,
     crowded: bool,
     pub(crate) leases: Leases,
@@ -776,6 +776,8 @@ impl Reader {
             }
             _ => match journal.segment_after(at.segment).map_err(io)? {
                 Some(next) => {
+                    // One that it leaves behind may hold little.
+                    self.spent = true;
                     self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
                     *current = Some(View::new(next, self.lanes.as_ref()));
                     return Ok(true);

@@ -165,7 +165,10 @@ pub fn segment(data: &[u8]) {
                     payload_bytes: u64::from(number),
                 };
                 let at = if durable { header::CLEAN_SEAL_AT } else { header::SEAL_AT };
-                store(at, &header::encode_seal(&Seal { extent, last_ms: 0, durable }, header.salt));
+                store(
+                    at,
+                    &header::encode_seal(&Seal { extent, last_ms: 0, durable, thinned: number & 1 != 0 }, header.salt),
+                );
             }
             5 => store(header::REACH_AT, &header::encode_reach(number << 4, header.salt)),
             6 => {

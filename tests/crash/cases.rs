@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::oracle::{DIR, open};
 use crate::disk::Disk;
-use crate::disk::sim::{Fate, Op, SimDisk};
+use crate::disk::sim::{Fate, Op, SimDisk, SyncFailure};
+use crate::planted::{Bug, with};
 use crate::{Durability, Item, PutOptions, Queue, QueueOptions, QueueSet};
 
 fn set_of(disk: &SimDisk) -> QueueSet {
@@ -131,6 +132,111 @@ fn an_item_held_for_long_keeps_its_page_and_not_its_segment() {
     }
     held.abort();
     assert_eq!(next(&queue).as_deref(), Some("held"));
+}
+
+/// What reading leaves behind keeps a few pages for each item that is held, also where no time passes and nobody syncs; and a
+/// sync of what is held there, which has nothing left to do, has told the truth.
+fn thinned_as_it_goes(durability: Durability) -> Result<(), String> {
+    let disk = SimDisk::new(1);
+    let set = open(&disk, durability).map_err(|e| e.to_string())?;
+    let queue = set.queue("q").map_err(|e| e.to_string())?;
+    let mut held = Vec::new();
+    for n in 0..40_u64 {
+        let id = queue.put([n as u8; 28_000]).map_err(|e| e.to_string())?;
+        let item = queue.try_open().map_err(|e| e.to_string())?.ok_or("not there")?;
+        // Two items fill a segment.
+        if n % 2 == 0 {
+            held.push((n as u8, id, item))
+        } else {
+            item.close().map_err(|e| e.to_string())?
+        }
+        set.run_upkeep();
+        let (bytes, most) = (queue.stats().log_size, (held.len() as u64 + 4 + 6) * 65_536 / 2);
+        if bytes > most {
+            return Err(format!("{bytes} bytes for {} items that are held", held.len()));
+        }
+    }
+    let cuts = [Fate::None, Fate::All].map(|fate| disk.power_cut(fate));
+    let syncs = queue.stats().syncs;
+    let is_synced = |id| queue.synced(id).is_ok() && queue.stats().syncs == syncs;
+    let synced = held.iter().take_while(|(_, id, _)| is_synced(*id)).count();
+    if synced < 10 {
+        return Err(format!("{synced} are durable"));
+    }
+    for cut in cuts {
+        let after = open(&cut, durability).map_err(|e| e.to_string())?;
+        let queue = after.queue("q").map_err(|e| e.to_string())?;
+        for (n, ..) in &held[..synced] {
+            // What was done in between may come again: nobody has waited for that.
+            while queue.try_get().map_err(|e| e.to_string())?.ok_or(format!("{n} is lost"))?.data() != [*n; 28_000] {}
+        }
+    }
+    for (n, _, item) in held {
+        item.abort();
+        let again = queue.try_get().map_err(|e| e.to_string())?.ok_or("not there")?;
+        if again.data() != [n; 28_000] {
+            return Err(format!("{n} is another"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_reading_leaves_behind_is_thinned_out_as_it_goes() {
+    for durability in [Durability::Sync, Durability::Os, Durability::Every(Duration::from_secs(60))] {
+        assert_eq!(thinned_as_it_goes(durability), Ok(()), "{durability:?}");
+    }
+    let broken = with(Bug::ThinWithoutSeal, || thinned_as_it_goes(Durability::Os));
+    assert!(broken.is_err(), "a planted bug was not caught");
+}
+
+/// A sync of marks fails, and the page cache keeps them; the next process believes them, and gives back what they allow.
+fn thinned_in_the_next_life() -> Result<(), String> {
+    let disk = SimDisk::new(1);
+    disk.set_sync_failure(SyncFailure::KeepsContent);
+    let set = open(&disk, Durability::Os).map_err(|e| e.to_string())?;
+    let large = QueueOptions::default().durability(Durability::Os).segment_bytes(512 << 10);
+    let queue = set.queue_with("q", large).map_err(|e| e.to_string())?;
+    // More than a page of marks, or the mark of what is held would take all of them along.
+    let items: Vec<&[u8]> = std::iter::once(&b"held"[..]).chain((0..5_000).map(|_| &[7; 8][..])).collect();
+    queue.put_batch(&items).map_err(|e| e.to_string())?;
+    // In the next segment, whose name proves this one.
+    queue.put(vec![7; 400_000]).map_err(|e| e.to_string())?;
+    queue.sync().map_err(|e| e.to_string())?;
+    let held = queue.try_open().map_err(|e| e.to_string())?;
+    while queue.try_get().map_err(|e| e.to_string())?.is_some() {}
+    // The newest segment's passes.
+    disk.fail(Op::Sync, 1, u64::MAX, std::io::ErrorKind::Other);
+    if queue.sync().is_ok() {
+        return Err("a sync that was to fail has not".into());
+    }
+    let disk = disk.kill();
+    disk.heal();
+    let set = open(&disk, Durability::Os).map_err(|e| e.to_string())?;
+    let queue = set.queue("q").map_err(|e| e.to_string())?;
+    let again = queue.try_open().map_err(|e| e.to_string())?;
+    let before = queue.stats().log_size;
+    for _ in 0..6 {
+        // Only what may expire has such a queue looked after.
+        queue.put_with("short", &expiring(1)).map_err(|e| e.to_string())?;
+        disk.advance_ms(1001);
+        set.run_upkeep();
+    }
+    if queue.stats().log_size >= before {
+        return Err("nothing was given back".into());
+    }
+    let after = open(&disk.power_cut(Fate::All), Durability::Os).map_err(|e| e.to_string())?;
+    let queue = after.queue("q").map_err(|e| e.to_string())?;
+    let first = text(queue.try_get().map_err(|e| e.to_string())?);
+    while queue.try_get().map_err(|e| e.to_string())?.is_some() {}
+    drop((held, again));
+    if first.as_deref() == Some("held") { Ok(()) } else { Err(format!("{first:?} instead of what was held")) }
+}
+
+#[test]
+fn bytes_go_only_with_marks_that_this_process_has_stored() {
+    assert_eq!(thinned_in_the_next_life(), Ok(()));
+    assert!(with(Bug::MarksOfOthers, thinned_in_the_next_life).is_err(), "a planted bug was not caught");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::oracle::{Cut, Ledger, Run, SYNC, Setting, Stop, Verdict, judge, open_
 use super::rules::Rules;
 use crate::Durability;
 use crate::disk::sim::{Call, Fate, Op, SimDisk, SyncFailure, When};
+use crate::planted::{Bug, with};
 
 /// One workload.
 #[derive(Clone, Copy)]
@@ -65,6 +66,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
     workload("many lanes, os", OS, many_lanes),
     workload("thin out", SYNC, thin_out),
     workload("thin out, os", OS, thin_out),
+    workload("left behind", SYNC, left_behind),
+    workload("left behind, os", OS, left_behind),
+    workload("left behind, every", EVERY, left_behind),
     workload("own durability", SYNC, own_durability),
     workload("own durability, os", OS, own_durability),
     workload("time", SYNC, time),
@@ -82,6 +86,7 @@ pub(super) const WORKLOADS: &[Workload] = &[
     workload("power cuts", SYNC, power_cuts),
     workload("power cuts, os", OS, power_cuts),
     workload("cut and roll", OS, cut_and_roll),
+    workload("torn off, os", OS, torn_off),
     workload("moves", SYNC, moves),
     workload("moves, os", OS, moves),
     workload("moves, every", EVERY, moves),
@@ -533,6 +538,33 @@ fn thin_out(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.put("q", 40_000)
 }
 
+/// The first item of each segment is held, and reading goes on: what it leaves behind is thinned out before anything of it was
+/// synced, but for one segment that a sync has reached two thirds of.
+fn left_behind(run: &mut Run, _: u64) -> Result<(), Stop> {
+    let mut held = Vec::new();
+    for segment in 0..9 {
+        run.put("q", 18_000)?;
+        held.extend(run.open("q")?);
+        run.put("q", 18_000)?;
+        if segment == 1 {
+            run.sync("q")?;
+        }
+        run.drain("q", 1)?;
+        run.put("q", 18_000)?;
+        run.drain("q", 1)?;
+        run.upkeep()?;
+    }
+    if let Some(key) = held.pop() {
+        run.close(key)?;
+    }
+    for key in held {
+        run.abort(key);
+    }
+    run.drain("q", 3)?;
+    run.sync("q")?;
+    run.drain("q", 3)
+}
+
 /// More items than one block of lanes holds, with marks in both blocks.
 fn many_lanes(run: &mut Run, _: u64) -> Result<(), Stop> {
     run.batch("q", &[8; 500])?;
@@ -687,6 +719,28 @@ fn cut_and_roll(run: &mut Run, seed: u64) -> Result<(), Stop> {
     run.put("q", 100)?;
     run.lose_power(Fate::Random(seed + 1))?;
     run.put("q", 10)
+}
+
+/// A segment that is freed lies between one that a power cut may tear and one that goes with it.
+fn torn_off(run: &mut Run, _: u64) -> Result<(), Stop> {
+    run.put("q", 500)?;
+    run.sync("q")?;
+    run.put("q", 20_000)?;
+    run.put("q", 50_000)?;
+    run.put("q", 900)?;
+    run.put("q", 20_000)?;
+    let first = run.open("q")?;
+    let held = run.open("q")?;
+    run.drain("q", 2)?;
+    if let Some(key) = first {
+        run.close(key)?;
+    }
+    run.upkeep()?;
+    run.put("q", 60)?;
+    if let Some(key) = held {
+        run.abort(key);
+    }
+    run.drain("q", 1)
 }
 
 struct Dice(u64);
@@ -1165,6 +1219,19 @@ fn a_recovery_that_ends_behind_its_copy_leaves_nothing_that_is_found_twice() {
     let mut tally = Tally::default();
     failing_steps(work, 1, true, 1, &mut tally).unwrap_or_else(|violation| panic!("{violation}"));
     tally.tell(1);
+}
+
+/// A recovery told where the torn segment ends now, and died before what was torn off was gone; with a freed segment between the
+/// two the next one saw no tear, and served what had come after what was lost.
+#[test]
+fn a_recovery_that_ends_beside_a_tear_leaves_nothing_behind_it() {
+    let work = WORKLOADS.iter().find(|work| work.name == "torn off, os").expect("there");
+    let effort = Effort { exhaustive: 5, random: 4, depth_2_every: if is_long() { 1 } else { 23 }, stride: 1 };
+    let mut tally = Tally::default();
+    explore(work, 1, effort, &mut tally).unwrap_or_else(|violation| panic!("{violation}"));
+    tally.tell(1);
+    let broken = with(Bug::SealBeforeTear, || explore(work, 1, effort, &mut Tally::default()));
+    assert!(broken.is_err(), "a planted bug was not caught");
 }
 
 #[test]

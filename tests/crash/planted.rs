@@ -28,6 +28,7 @@ fn quick(tally: &mut Tally) -> Verdict {
 fn scenarios(bug: Bug, tally: &mut Tally) -> Verdict {
     let made_for_it = match bug {
         Bug::PunchBeforeSync => Some("thin out"),
+        Bug::ThinSynced | Bug::ThinUntold => Some("left behind, os"),
         Bug::WokenAsSynced => Some("few files"),
         Bug::CopyWithoutDelay => Some("delays"),
         _ => None,
@@ -99,6 +100,8 @@ planted! {
     planted_mark_before_moved_is_caught: MarkBeforeMoved;
     planted_free_unpaid_is_caught: FreeUnpaid;
     planted_punch_before_sync_is_caught: PunchBeforeSync;
+    planted_thin_synced_is_caught: ThinSynced;
+    planted_thin_untold_is_caught: ThinUntold;
     planted_woken_as_synced_is_caught: WokenAsSynced;
 }
 

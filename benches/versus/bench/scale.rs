@@ -146,6 +146,17 @@ pub fn stragglers(task: &Task) -> Any<Told> {
     let live = (open.len() * task.size) as f64;
     let disk = machine::disk_bytes(&task.dir)? as f64;
     let pool = set.stats().pool_bytes as f64;
+    // Then nothing is put, until the disk stands still.
+    let mut rest = disk;
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_secs(3));
+        let now = machine::disk_bytes(&task.dir)? as f64;
+        if now >= rest {
+            break;
+        }
+        rest = now;
+    }
+    let pool_at_rest = set.stats().pool_bytes as f64;
     Ok(told([
         ("GB through", task.bytes as f64 / 1e9),
         ("items/s k", count as f64 / seconds / 1e3),
@@ -154,6 +165,8 @@ pub fn stragglers(task: &Task) -> Any<Told> {
         ("pool MB", pool / 1e6),
         ("most disk MB", most_disk as f64 / 1e6),
         ("disk without the pool to live", (disk - pool) / live),
+        ("disk MB at rest", rest / 1e6),
+        ("disk at rest, without the pool, to live", (rest - pool_at_rest) / live),
     ]))
 }
 
