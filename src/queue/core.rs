@@ -436,7 +436,7 @@ impl Core {
     /// Has done what a reader found.
     #[inline]
     pub(crate) fn ring_for(&self, finds: Finds) {
-        if finds.spent || finds.crowded {
+        if finds.spent || finds.crowded || finds.moved_on {
             self.ring_free();
         }
         if finds.doomed {

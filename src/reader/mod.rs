@@ -66,8 +66,10 @@ pub(crate) struct Held {
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use = "nobody else finds it again"]
 pub(crate) struct Finds {
-    /// A segment became spent, or was read to its end.
+    /// A segment became spent.
     pub(crate) spent: bool,
+    /// Reading has gone on to another segment: one that it leaves behind may hold little.
+    pub(crate) moved_on: bool,
     /// An item is to leave for the dead letters, or an expired one for another queue.
     pub(crate) doomed: bool,
     /// A segment was opened beyond what the set may hold open.
@@ -162,8 +164,9 @@ pub(crate) struct Reader {
     current: Option<View>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
     next_serial: u64,
-    /// A segment became spent or was read to its end, or was opened beyond the set's budget, since this was last looked at.
+    /// A segment became spent, was read to its end, or opened beyond the set's budget, since this was last looked at.
     pub(crate) spent: bool,
+    moved_on: bool,
     crowded: bool,
     pub(crate) leases: Leases,
     /// Items of `open` that wait to be moved to the dead letters: id, serial.
@@ -276,6 +279,7 @@ impl Reader {
             open: HashMap::default(),
             next_serial: 0,
             spent: false,
+            moved_on: false,
             crowded: false,
             leases: Leases::default(),
             doomed: Vec::new(),
@@ -570,6 +574,7 @@ impl Reader {
     pub(crate) fn finds(&mut self) -> Finds {
         Finds {
             spent: std::mem::take(&mut self.spent),
+            moved_on: std::mem::take(&mut self.moved_on),
             doomed: std::mem::take(&mut self.doomed_since),
             crowded: std::mem::take(&mut self.crowded),
             due_ms: self.deferred.next_due_ms(),
@@ -776,8 +781,7 @@ impl Reader {
             }
             _ => match journal.segment_after(at.segment).map_err(io)? {
                 Some(next) => {
-                    // One that it leaves behind may hold little.
-                    self.spent = true;
+                    self.moved_on |= !at.is_behind();
                     self.cursor = Cursor { segment: next.number, offset: FRAMES_AT, ordinal: 0 };
                     *current = Some(View::new(next, self.lanes.as_ref()));
                     return Ok(true);

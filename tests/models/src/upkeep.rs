@@ -10,6 +10,7 @@ use crate::sync::{Condvar, Mutex};
 pub(crate) enum Chore {
     Arm(Weak<Core>),
     Free(Weak<Core>),
+    Thin(Weak<Core>),
     Sync(Weak<Core>),
     Tend(Weak<Core>, u64),
     EndLeases(Weak<Core>, u64),
@@ -51,7 +52,8 @@ impl Upkeep {
                 }
             };
             match chore {
-                Chore::Arm(core) => core.upgrade().into_iter().for_each(|core| core.journal.arm()),
+                Chore::Arm(core) => core.upgrade().into_iter().for_each(|core| core.arm()),
+                Chore::Thin(core) => core.upgrade().into_iter().for_each(|core| core.thin_next()),
                 Chore::Tend(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.tend()),
                 Chore::EndLeases(core, _) => core.upgrade().into_iter().for_each(|core| _ = core.end_leases()),
                 Chore::Ripen(core, _) => core.upgrade().into_iter().for_each(|core| core.ripen()),

@@ -307,7 +307,20 @@ impl<'a> Judge<'a> {
         }
         let (set, queues) = self.world.reopened(&cut.disk)?;
         let found = self.world.drain(&queues);
-        let highest = self.world.highest(cut.tick);
+        let mut highest = self.world.highest(cut.tick);
+        if may_be_damaged {
+            // A sync that fails may drop what it was to cover, and the process die before it has noted that: then an id that was
+            // told and never durable is given out again, as the crate's page on durability says.
+            highest.clear();
+            for put in self.history.puts.iter().filter(|put| never(put.ended) <= cut.tick) {
+                if let Answer::Stored(id) = put.answer
+                    && self.is_durable(put, id, cut.tick)
+                {
+                    let known = highest.entry(put.queue).or_insert(0);
+                    *known = id.max(*known);
+                }
+            }
+        }
         // A sync that fails may drop what was stored since the last one, as a loss of power does.
         let power = cut.power || self.world.kind == Kind::Failing;
         for (queue, found) in found.iter().enumerate() {
@@ -316,7 +329,10 @@ impl<'a> Judge<'a> {
             })?;
             let id = queues[queue].put("alive").map_err(|error| format!("not alive: {error}"))?.get();
             if highest.get(&queue).is_some_and(|known| *known >= id) {
-                return Err(format!("the id {id} is given out twice"));
+                return Err(format!(
+                    "in {queue}, cut at {} (power {}, {:?}): the id {id} is given out twice",
+                    cut.tick, cut.power, cut.fate
+                ));
             }
         }
         drop(queues);
