@@ -164,7 +164,7 @@ pub(crate) struct Reader {
     current: Option<View>,
     pub(crate) open: HashMap<u64, Held, BuildHasherDefault<IdHasher>>,
     next_serial: u64,
-    /// A segment became spent, was read to its end, or opened beyond the set's budget, since this was last looked at.
+    /// A segment became spent, was read to its end, or was opened beyond the set's budget, since this was last looked at.
     pub(crate) spent: bool,
     moved_on: bool,
     crowded: bool,
